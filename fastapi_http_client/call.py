@@ -1,0 +1,97 @@
+"""What one call carries through the pipeline, beside the request itself."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, cast
+
+import httpx
+
+from fastapi_http_client.clock import Clock
+from fastapi_http_client.errors import Attempt
+
+if TYPE_CHECKING:
+    from fastapi_http_client.models import HTTPResponse
+
+Handler = Callable[[httpx.Request], Awaitable["HTTPResponse"]]
+"""What a step wraps and what it returns: the rest of the pipeline."""
+
+_KEY = "fastapi_http_client"
+
+
+class Call:
+    """The state of one call: one object for all its attempts and redirects, made by `client.send()`.
+
+    It travels in `request.extensions`, which httpx hands through untouched, so that it follows the request through
+    middlewares and tasks.
+    """
+
+    __slots__ = (
+        "attempts",
+        "auth",
+        "client_name",
+        "clock",
+        "deadline",
+        "follow_redirects",
+        "home",
+        "idempotency_key",
+        "origins",
+        "resends",
+        "retry",
+        "secret_params",
+        "started",
+        "stream",
+        "total_timeout",
+        "url_template",
+    )
+
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        client_name: str | None,
+        stream: bool,
+        retry: bool,
+        follow_redirects: bool,
+        auth: httpx.Auth | None,
+        origins: frozenset[tuple[str, str, int | None]],
+        total_timeout: float | None = None,
+        url_template: str | None = None,
+        secret_params: frozenset[str] = frozenset(),
+    ) -> None:
+        self.clock = clock
+        self.client_name = client_name
+        self.stream = stream
+        self.retry = retry
+        self.follow_redirects = follow_redirects
+        self.auth = auth
+        self.origins = origins  # where the client's credentials may go
+        self.total_timeout = total_timeout  # the call's own, before the inbound deadline is looked at
+        self.url_template = url_template
+        self.secret_params = secret_params  # query keys to mask, beside the well-known ones
+        self.started = clock.monotonic()
+        self.deadline: float | None = None  # on the call's clock; None: no limit for the whole call
+        self.attempts: list[Attempt] = []
+        self.resends = 0  # requests already sent for this call: retries, redirects and 401 replays
+        self.idempotency_key: str | None = None
+        self.home = True  # whether this hop goes to one of the client's own origins
+
+    def remaining(self) -> float | None:
+        """Seconds left of the whole call (0.0 when it is over), or None when it has no limit."""
+        return None if self.deadline is None else max(0.0, self.deadline - self.clock.monotonic())
+
+    def fits(self, wait: float) -> bool:
+        """Whether a wait of so many seconds ends before the call's limit."""
+        return self.deadline is None or self.clock.monotonic() + wait < self.deadline
+
+    def attach(self, request: httpx.Request) -> httpx.Request:
+        request.extensions[_KEY] = self
+        return request
+
+    @staticmethod
+    def is_on(request: httpx.Request) -> bool:
+        return _KEY in request.extensions
+
+    @staticmethod
+    def of(request: httpx.Request) -> Call:
+        return cast("Call", request.extensions[_KEY])

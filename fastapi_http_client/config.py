@@ -1,0 +1,329 @@
+"""`ClientConfig`: every option of one client, checked when it is made and frozen after."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+import httpx
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, SecretStr, ValidationError
+from pydantic import model_validator as _model_validator
+
+from fastapi_http_client.errors import ConfigurationError, Problem
+from fastapi_http_client.redaction import redact_headers, redact_url
+
+METHODS = frozenset({"GET", "HEAD", "OPTIONS", "POST", "PUT", "DELETE", "PATCH", "TRACE"})
+_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+
+
+# -- values ------------------------------------------------------------------------------------------------------
+
+
+def _several(value: object) -> object:
+    """A set or a tuple may be written as one text, as JSON (`[429, 503]`) or with commas (`429,503`)."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    if text.startswith("["):
+        try:
+            return json.loads(text)
+        except ValueError:
+            raise ValueError("is neither a JSON list nor values separated by commas") from None
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _mapping(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        raise ValueError("is not a JSON object") from None
+
+
+def _method(value: object) -> object:
+    if isinstance(value, str) and value.strip().upper() not in METHODS:
+        raise ValueError(f"unknown method {value!r}; known are {', '.join(sorted(METHODS))}")
+    return value.strip().upper() if isinstance(value, str) else value
+
+
+def _status(value: int) -> int:
+    if not 100 <= value <= 599:
+        raise ValueError(f"unknown status {value}; a status is between 100 and 599")
+    return value
+
+
+def _header_name(value: str) -> str:
+    if not _TOKEN.fullmatch(value):
+        raise ValueError(f"{value!r} is no header name")
+    return value
+
+
+def _header_value(value: str) -> str:
+    if not _FIELD_VALUE.fullmatch(value):
+        raise ValueError("holds a character that no header value may hold")
+    return value
+
+
+def _http_url(value: str) -> httpx.URL:
+    try:
+        url = httpx.URL(value)
+    except (httpx.InvalidURL, UnicodeError):
+        raise ValueError("is no valid URL") from None
+    if url.scheme not in ("http", "https"):
+        raise ValueError("must start with http:// or https://")
+    if not url.host:
+        raise ValueError("has no host")
+    return url
+
+
+def _base_url(value: str) -> str:
+    if value == "":
+        return value
+    url = _http_url(value)
+    if url.query or "?" in value:
+        raise ValueError("must not have a query")
+    if url.fragment or "#" in value:
+        raise ValueError("must not have a fragment")
+    return value
+
+
+def _endpoint(value: str) -> str:
+    _http_url(value)
+    return value
+
+
+def _origin(value: str) -> str:
+    url = _http_url(value)
+    if url.path not in ("", "/") or url.query or url.userinfo:
+        raise ValueError("must be an origin: scheme, host and perhaps a port")
+    return str(url.copy_with(path="/", fragment=None)).rstrip("/")
+
+
+def _proxy(value: str) -> str:
+    try:
+        url = httpx.URL(value)
+    except (httpx.InvalidURL, UnicodeError):
+        raise ValueError("is no valid URL") from None
+    if url.scheme not in ("http", "https", "socks5", "socks5h") or not url.host:
+        raise ValueError("must be an http://, https://, socks5:// or socks5h:// URL")
+    return value
+
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Wait = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Status = Annotated[int, Field(strict=False), BeforeValidator(lambda v: v.strip() if isinstance(v, str) else v)]
+HeaderName = Annotated[str, BeforeValidator(lambda v: _header_name(v.strip()) if isinstance(v, str) else v)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, hide_input_in_errors=True, validate_default=False, use_attribute_docstrings=True
+    )
+
+    def __init__(self, **data: Any) -> None:
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            problems = tuple(_problems(error))
+            message = f"{type(self).__name__}: " + "; ".join(str(problem) for problem in problems)
+            raise ConfigurationError(message, problems=problems) from None
+
+
+def _problems(error: ValidationError) -> Iterator[Problem]:
+    for item in error.errors(include_input=False, include_url=False, include_context=True):
+        cause = item.get("ctx", {}).get("error")
+        path = ".".join(str(part) for part in item["loc"] if not _is_tag(part))
+        if isinstance(cause, ConfigurationError) and cause.problems:
+            for problem in cause.problems:
+                yield Problem(".".join(filter(None, (path, problem.argument))), problem.message)
+            continue
+        text = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            text = "unknown option"
+        elif item["type"] == "union_tag_not_found":
+            text = f"needs a type: one of {', '.join(AUTH_TYPES)}"
+        elif item["type"] == "union_tag_invalid":
+            text = f"unknown type; known are {', '.join(AUTH_TYPES)}"
+        yield Problem(path, text)
+
+
+def _is_tag(part: int | str) -> bool:
+    return part in AUTH_TYPES or (isinstance(part, str) and part.startswith(("function-", "frozenset[", "tuple[")))
+
+
+# -- credentials -------------------------------------------------------------------------------------------------
+
+
+class BearerConfig(_Model):
+    """`Authorization: Bearer <token>`."""
+
+    type: Literal["bearer"] = "bearer"
+    token: SecretStr
+
+
+class APIKeyConfig(_Model):
+    """A key in a header, or in the query when `query_param_name` is given."""
+
+    type: Literal["api_key"] = "api_key"
+    api_key: SecretStr
+    header_name: HeaderName = "X-API-Key"
+    query_param_name: str | None = None
+
+
+class BasicConfig(_Model):
+    """HTTP Basic credentials (RFC 7617)."""
+
+    type: Literal["basic"] = "basic"
+    username: str
+    password: SecretStr
+
+
+class OAuth2Config(_Model):
+    """OAuth2 client credentials (RFC 6749, section 4.4)."""
+
+    type: Literal["oauth2"] = "oauth2"
+    token_url: Annotated[str, BeforeValidator(lambda v: _endpoint(v) if isinstance(v, str) else v)]
+    client_id: str
+    client_secret: SecretStr
+    scope: str | None = None
+    cache_duration: Seconds = 3600.0
+
+
+AUTH_TYPES = ("bearer", "api_key", "basic", "oauth2")
+AuthConfig = Annotated[BearerConfig | APIKeyConfig | BasicConfig | OAuth2Config, Discriminator("type")]
+
+
+# -- the client --------------------------------------------------------------------------------------------------
+
+
+class ClientConfig(_Model):
+    """All options of one client. Durations are in seconds. Immutable.
+
+    Raises `ConfigurationError`, which names every bad argument.
+    """
+
+    base_url: Annotated[str, BeforeValidator(lambda v: _base_url(v.strip()) if isinstance(v, str) else v)] = ""
+    """The API's root; paths are appended to it, and credentials go to its origin only."""
+    headers: Annotated[
+        dict[HeaderName, Annotated[str, BeforeValidator(lambda v: _header_value(v) if isinstance(v, str) else v)]],
+        BeforeValidator(_mapping),
+    ] = Field(default_factory=dict)
+    """Sent with every request to the client's own origins."""
+    auth: AuthConfig | None = None
+
+    timeout: Seconds = 30.0
+    """The limit of one attempt, wall clock, from connecting to the last byte of the body (streamed: to the headers)."""
+    connect_timeout: Seconds | None = None
+    total_timeout: Seconds | None = None
+    """The limit of the whole call: all attempts and all waits."""
+
+    max_connections: Count = 100
+    max_keepalive_connections: Annotated[int, Field(ge=0)] = 20
+    keepalive_expiry: Wait = 30.0
+    max_connection_age: Seconds | None = None
+    """Connections older than this are not used again, so that a change in DNS is noticed."""
+
+    follow_redirects: bool = False
+    max_redirects: Annotated[int, Field(ge=0)] = 20
+
+    verify_ssl: bool = True
+    ca_file: str | None = None
+    client_cert: str | None = None
+    client_key: str | None = None
+    proxy: Annotated[str, BeforeValidator(lambda v: _proxy(v.strip()) if isinstance(v, str) else v)] | None = None
+    trust_env: bool = False
+    """Whether HTTP_PROXY, SSL_CERT_FILE and the like count. Off: a variable must not redirect credentials."""
+    http2: bool = False
+    engine: Literal["auto", "asyncio", "httpcore"] = "auto"
+
+    retry_attempts: Annotated[int, Field(ge=1, le=100)] = 3
+    """All attempts, the first included; 1 turns retrying off."""
+    retry_backoff_factor: Wait = 1.0
+    """The delay after attempt n (from 0) is `retry_backoff_factor * 2**n`."""
+    retry_max_delay: Wait = 60.0
+    retry_jitter: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.1
+    """Each delay is varied by at most this share of itself, up or down."""
+    retry_statuses: Annotated[frozenset[Annotated[int, Field(ge=100, le=599)]], BeforeValidator(_several)] = frozenset(
+        {429, 500, 502, 503, 504}
+    )
+    retry_methods: Annotated[frozenset[Annotated[str, BeforeValidator(_method)]], BeforeValidator(_several)] = (
+        frozenset({"GET", "HEAD", "OPTIONS", "POST", "PUT", "DELETE", "PATCH"})
+    )
+    retry_non_idempotent: bool = False
+    """Retry POST and PATCH also when the first attempt may have taken effect."""
+    idempotency_keys: bool = False
+    """Send an `Idempotency-Key` with every POST and PATCH, the same on all attempts, so that they may be retried."""
+    retry_budget: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 100.0
+    """A retry takes one token of this store, a success gives back a tenth; when it is empty nothing is retried."""
+
+    enable_rate_limiting: bool = False
+    rate_limit_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0
+    """Attempts a second."""
+    rate_limit_burst: Count = 1
+    rate_limit_max_wait: Wait | None = None
+
+    enable_circuit_breaker: bool = False
+    circuit_breaker_failure_threshold: Count = 5
+    """Opens after this many failures in a row."""
+    circuit_breaker_recovery_timeout: Seconds = 60.0
+    circuit_breaker_half_open_max_calls: Count = 1
+    circuit_breaker_failure_rate: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
+    """Also opens when this share of the window's calls failed."""
+    circuit_breaker_window: Seconds = 30.0
+    circuit_breaker_minimum_calls: Count = 10
+
+    propagation: Literal["external", "internal", "none"] = "external"
+    propagate_headers: Annotated[tuple[HeaderName, ...], BeforeValidator(_several)] = ()
+    allowed_origins: Annotated[
+        tuple[Annotated[str, BeforeValidator(lambda v: _origin(v) if isinstance(v, str) else v)], ...],
+        BeforeValidator(_several),
+    ] = ()
+    """Other origins that may be called, and get this client's credentials."""
+    persist_cookies: bool = False
+    """Keep cookies between calls. Off: one client serves many users."""
+    max_response_bytes: Count | None = None
+    """The most bytes of a decoded body that are read."""
+
+    @_model_validator(mode="after")
+    def _check_against_each_other(self) -> ClientConfig:
+        """Only what was set can contradict; a default that was not set gives way."""
+        self._at_most("connect_timeout", "timeout")
+        self._at_most("timeout", "total_timeout")
+        self._at_most("connect_timeout", "total_timeout")
+        self._at_most("max_keepalive_connections", "max_connections")
+        if self.client_key is not None and self.client_cert is None:
+            raise ValueError("client_key is set and client_cert is not")
+        if self.ca_file is not None and not self.verify_ssl:
+            raise ValueError("ca_file is set and verify_ssl is off")
+        if self.engine == "asyncio" and self.http2:
+            raise ValueError("engine 'asyncio' speaks HTTP/1.1 only, and http2 is on")
+        if self.engine == "asyncio" and self.proxy is not None:
+            raise ValueError("engine 'asyncio' knows no proxies, and proxy is set")
+        return self
+
+    def _at_most(self, lower: str, upper: str) -> None:
+        low, high = getattr(self, lower), getattr(self, upper)
+        if low is None or high is None or low <= high:
+            return
+        if lower in self.model_fields_set and upper in self.model_fields_set:
+            raise ValueError(f"{lower} ({low:g}) is above {upper} ({high:g})")
+        given, default = (lower, upper) if lower in self.model_fields_set else (upper, lower)
+        object.__setattr__(self, default, getattr(self, given))  # frozen, and it must not count as set
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        for name, value in super().__repr_args__():
+            yield name, self.shown(name, value) if name else value
+
+    @staticmethod
+    def shown(name: str, value: Any) -> Any:
+        """The value of a field as it may be shown: secrets masked."""
+        if name == "headers":
+            return redact_headers(value)
+        if name in ("base_url", "proxy") and value:
+            return redact_url(value)
+        return value

@@ -1,0 +1,217 @@
+"""The errors of this package: one tree, every error of it also an httpx error where httpx has a counterpart.
+
+    HTTPClientError
+    ├── HTTPRequestError          no usable response                 also httpx.TransportError
+    │   └── HTTPTimeoutError      a limit in time was reached        also httpx.TimeoutException
+    ├── HTTPResponseError         4xx/5xx from raise_for_status()    also httpx.HTTPStatusError
+    │   └── RateLimitError        429, theirs or ours
+    ├── RetryExhaustedError       every allowed attempt failed       also httpx.HTTPError
+    ├── CircuitBreakerOpenError   refused: the circuit is open       also httpx.HTTPError
+    ├── AuthenticationError       a token could not be had           also httpx.HTTPError
+    └── ConfigurationError        a bad variable or argument         also ValueError
+
+`asyncio.CancelledError` is never wrapped. No message, repr or pickle of these errors holds a credential.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import httpx
+
+from fastapi_http_client.redaction import redact_request
+
+TimeoutPhase = Literal["connect", "read", "write", "pool", "attempt", "total"]
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One entry of the ledger: what one attempt of a call came to.
+
+    `status` is the response's status code, or None when there was none and `error` says why. `elapsed` is how
+    long the attempt took and `delay` how long we then waited before the next one, both in seconds.
+    """
+
+    number: int
+    status: int | None
+    error: Exception | None
+    elapsed: float
+    delay: float = 0.0
+
+
+class HTTPClientError(Exception):
+    """The base of all errors of this package.
+
+    `request` is the request as the caller made it, with sensitive headers masked, or None; `attempts` is the ledger of
+    the call so far; `client` is the name of the client, or None. A pickled error keeps its message and facts, but
+    neither request nor response.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        request: httpx.Request | None = None,
+        attempts: Sequence[Attempt] = (),
+        client: str | None = None,
+    ) -> None:
+        Exception.__init__(self, message)
+        self.message = message
+        self._request = None if request is None else redact_request(request)
+        self.attempts: tuple[Attempt, ...] = tuple(attempts)
+        self.client = client
+
+    @property
+    def request(self) -> Any:  # httpx.Request | None; httpx's own errors say it is never None
+        return self._request
+
+    @request.setter
+    def request(self, request: httpx.Request | None) -> None:
+        self._request = None if request is None else redact_request(request)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        state = {**self.__dict__, "_request": None, "attempts": _plain(self.attempts)}
+        for name in ("response", "last_response", "last_error"):
+            if name in state:
+                state[name] = None
+        state.pop("__notes__", None)
+        return _rebuild, (type(self), str(self), state)
+
+
+def _plain(attempts: Sequence[Attempt]) -> tuple[Attempt, ...]:
+    """The ledger without live exceptions, which hold requests, tracebacks and often the error that holds the ledger."""
+    return tuple(a if a.error is None else replace(a, error=HTTPClientError(str(a.error))) for a in attempts)
+
+
+def _rebuild(cls: type[HTTPClientError], message: str, state: dict[str, Any]) -> HTTPClientError:
+    error = cls.__new__(cls, message)
+    Exception.__init__(error, message)
+    error.__dict__.update(state)
+    return error
+
+
+class HTTPRequestError(HTTPClientError, httpx.TransportError):
+    """There is no usable response; `__cause__` is the error underneath.
+
+    `may_have_run` says whether the upstream can have seen the request: False only when it surely has not. `transient`
+    says whether the same request may fare better later; a bad address or header never does.
+    """
+
+    def __init__(self, message: str = "", *, may_have_run: bool = True, transient: bool = True, **facts: Any) -> None:
+        HTTPClientError.__init__(self, message, **facts)
+        self.may_have_run = may_have_run
+        self.transient = transient
+
+
+class HTTPTimeoutError(HTTPRequestError, httpx.TimeoutException):
+    """A limit in time was reached. `phase` says which: httpx's own four, one attempt's, or the whole call's."""
+
+    def __init__(self, message: str = "", *, phase: TimeoutPhase, **facts: Any) -> None:
+        HTTPRequestError.__init__(self, message, **facts)
+        self.phase: TimeoutPhase = phase
+
+
+class HTTPResponseError(HTTPClientError, httpx.HTTPStatusError):
+    """A response with a 4xx or 5xx status, raised by `raise_for_status()`."""
+
+    def __init__(
+        self, message: str = "", *, status_code: int, response: httpx.Response | None = None, **facts: Any
+    ) -> None:
+        HTTPClientError.__init__(self, message, **facts)
+        self.status_code = status_code
+        self.response = response  # type: ignore[assignment]  # httpx has no error without a response; our limiter does
+
+
+class RateLimitError(HTTPResponseError):
+    """429 from the upstream, or refused by our own limiter (then `response` is None).
+
+    `retry_after` is in seconds, or None when nobody said.
+    """
+
+    def __init__(
+        self, message: str = "", *, retry_after: float | None = None, status_code: int = 429, **facts: Any
+    ) -> None:
+        HTTPResponseError.__init__(self, message, status_code=status_code, **facts)
+        self.retry_after = retry_after
+
+
+class RetryExhaustedError(HTTPClientError, httpx.HTTPError):
+    """Every allowed attempt failed. The last one's response or error is attached, and the error is its `__cause__`."""
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        last_response: httpx.Response | None = None,
+        last_error: Exception | None = None,
+        **facts: Any,
+    ) -> None:
+        HTTPClientError.__init__(self, message, **facts)
+        self.last_response = last_response
+        self.last_error = last_error
+
+    @staticmethod
+    def from_last(
+        message: str,
+        *,
+        last_response: httpx.Response | None,
+        last_error: Exception | None,
+        retry_after: float | None,
+        **facts: Any,
+    ) -> RetryExhaustedError:
+        """The error of the kind that the last cause asks for: also a RateLimitError, or also a timeout."""
+        if last_response is not None and last_response.status_code == 429:
+            return _RateLimitExhaustedError(
+                message, last_response=last_response, last_error=last_error, retry_after=retry_after, **facts
+            )
+        kind = _TimeoutExhaustedError if isinstance(last_error, httpx.TimeoutException) else RetryExhaustedError
+        return kind(message, last_response=last_response, last_error=last_error, **facts)
+
+
+class _RateLimitExhaustedError(RetryExhaustedError, RateLimitError):
+    """Exhausted on a 429: caught by `except RateLimitError` as well as by `except RetryExhaustedError`."""
+
+    def __init__(
+        self, message: str = "", *, last_response: httpx.Response, retry_after: float | None = None, **facts: Any
+    ) -> None:
+        RetryExhaustedError.__init__(self, message, last_response=last_response, **facts)
+        self.status_code = 429
+        self.response = last_response
+        self.retry_after = retry_after
+
+
+class _TimeoutExhaustedError(RetryExhaustedError, httpx.TimeoutException):
+    """Exhausted on a timeout: also an `httpx.TimeoutException`."""
+
+
+class CircuitBreakerOpenError(HTTPClientError, httpx.HTTPError):
+    """The circuit is open: nothing was sent. `recovery_timeout` is the time in seconds until the next probe."""
+
+    def __init__(self, message: str = "", *, recovery_timeout: float, **facts: Any) -> None:
+        HTTPClientError.__init__(self, message, **facts)
+        self.recovery_timeout = recovery_timeout
+
+
+class AuthenticationError(HTTPClientError, httpx.HTTPError):
+    """A credential could not be had, so nothing was sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong with a configuration: the argument's path (`auth.token`) and what is wrong, never a value."""
+
+    argument: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.argument}: {self.message}" if self.argument else self.message
+
+
+class ConfigurationError(HTTPClientError, ValueError):
+    """A bad variable or argument, named in the message. `problems` lists every one that was found."""
+
+    def __init__(self, message: str = "", *, problems: Sequence[Problem] = (), **facts: Any) -> None:
+        HTTPClientError.__init__(self, message, **facts)
+        self.problems = tuple(problems)

@@ -1,0 +1,216 @@
+"""The circuit breaker's state machine (M. Nygard, "Release It!", 2007).
+
+    CLOSED     calls pass; `failure_threshold` failures in a row, or a failure rate, open the circuit
+    OPEN       nothing passes; after `recovery_timeout` the next call finds the circuit half-open
+    HALF_OPEN  `half_open_max_calls` probes at a time pass; the first success closes, the first failure re-opens
+
+Two things keep it honest. Every ticket carries the epoch it was given in, and each change of state begins a new one:
+what a call begun under an old state came to says nothing about the new one. And a probe holds its place under a lease
+that ends by itself: a probe that hangs, or whose caller is gone, cannot keep the circuit half-open.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import Enum, StrEnum, auto
+
+_RESOLUTION = 1e-9  # seconds; timers may end this much early, and who slept as long as it was told shall not be refused
+
+
+class CircuitState(StrEnum):
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half_open"
+
+
+class Outcome(Enum):
+    """What a call came to, as far as the upstream's health goes."""
+
+    SUCCESS = auto()
+    FAILURE = auto()
+    IGNORED = auto()
+    """It says nothing: cancelled, refused by ourselves, a 429."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ticket:
+    """The right to make one call, to be handed back with its outcome."""
+
+    epoch: int
+    expires: float = math.inf  # the end of a probe's lease
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """No call now. `seconds`, always above 0, is the time until the next probe can be admitted."""
+
+    seconds: float
+
+
+class Circuit:
+    """The state machine. Every `now` is a monotonic time in seconds; memory is bounded by the number of probes.
+
+    `failure_rate` (a share of the calls) opens the circuit as well once at least `minimum_calls` ended within the last
+    `window` seconds; None leaves it to failures in a row.
+    """
+
+    __slots__ = (
+        "_epoch",
+        "_failure_rate",
+        "_failure_threshold",
+        "_failures_in_a_row",
+        "_half_open_max_calls",
+        "_minimum_calls",
+        "_probes",
+        "_recovers_at",
+        "_recovery_timeout",
+        "_ticket",
+        "_window",
+        "state",
+    )
+
+    def __init__(
+        self,
+        *,
+        failure_threshold: int,
+        recovery_timeout: float,
+        half_open_max_calls: int,
+        failure_rate: float | None = None,
+        window: float = 30.0,
+        minimum_calls: int = 10,
+    ) -> None:
+        self._failure_threshold = failure_threshold
+        self._recovery_timeout = recovery_timeout
+        self._half_open_max_calls = half_open_max_calls
+        self._failure_rate = failure_rate
+        self._minimum_calls = minimum_calls
+        self._window = SlidingWindow(window)
+        self._probes: set[Ticket] = set()
+        self._recovers_at = 0.0
+        self._epoch = 0
+        self._failures_in_a_row = 0
+        self._enter(CircuitState.CLOSED)
+
+    def state_at(self, now: float) -> CircuitState:
+        """The state that a call would find. `state` is the one that the last decision left behind."""
+        if self.state is CircuitState.OPEN and self._recovers_at - now <= _RESOLUTION:
+            return CircuitState.HALF_OPEN
+        return self.state
+
+    def admit(self, now: float, lease: float) -> Ticket | Refusal:
+        """Asks to make a call. A probe's place is free again after `lease` seconds, whatever becomes of the call.
+
+        While the circuit is closed all calls of an epoch share one ticket.
+        """
+        if self.state is CircuitState.CLOSED:
+            return self._ticket
+        if self.state is CircuitState.OPEN:
+            wait = self._recovers_at - now
+            if wait > _RESOLUTION:
+                return Refusal(wait)
+            self._enter(CircuitState.HALF_OPEN)
+        return self._admit_probe(now, lease)
+
+    def _admit_probe(self, now: float, lease: float) -> Ticket | Refusal:
+        if len(self._probes) >= self._half_open_max_calls:
+            self._probes = {probe for probe in self._probes if _is_live(probe, now)}
+            if len(self._probes) >= self._half_open_max_calls:
+                return Refusal(min(probe.expires for probe in self._probes) - now)
+        ticket = Ticket(self._epoch, now + lease)
+        self._probes.add(ticket)
+        return ticket
+
+    def record(self, ticket: Ticket, outcome: Outcome, now: float) -> None:
+        """Takes a ticket back. It counts once, and only in its own epoch and within its lease."""
+        if ticket.epoch != self._epoch:
+            return
+        if self.state is CircuitState.CLOSED:
+            if outcome is not Outcome.IGNORED:
+                self._count(outcome is Outcome.FAILURE, now)
+        elif ticket in self._probes:
+            self._probes.remove(ticket)
+            if outcome is Outcome.IGNORED or not _is_live(ticket, now):
+                return
+            if outcome is Outcome.SUCCESS:
+                self._enter(CircuitState.CLOSED)
+            else:
+                self.trip(now)
+
+    def _count(self, failed: bool, now: float) -> None:
+        self._failures_in_a_row = self._failures_in_a_row + 1 if failed else 0
+        if self._failures_in_a_row >= self._failure_threshold:
+            self.trip(now)
+        elif self._failure_rate is not None:
+            self._window.add(failed, now)
+            calls, failures = self._window.calls, self._window.failures
+            if calls >= self._minimum_calls and failures / calls >= self._failure_rate:
+                self.trip(now)
+
+    def trip(self, now: float) -> None:
+        """Opens the circuit, or keeps it open for another `recovery_timeout` from now."""
+        self._recovers_at = now + self._recovery_timeout
+        self._enter(CircuitState.OPEN)
+
+    def reset(self, now: float) -> None:
+        """Closes the circuit and forgets everything, the calls that are under way included."""
+        self._enter(CircuitState.CLOSED)
+
+    def _enter(self, state: CircuitState) -> None:
+        self.state = state
+        self._epoch += 1
+        self._ticket = Ticket(self._epoch)
+        self._failures_in_a_row = 0
+        self._probes.clear()
+        self._window.clear()
+
+
+def _is_live(probe: Ticket, now: float) -> bool:
+    return probe.expires - now > _RESOLUTION
+
+
+class SlidingWindow:
+    """Calls and failures of the last `seconds`, in ten buckets of which the oldest is dropped when a new one begins.
+
+    The buckets are laid from the first call on, so a burst of calls counts for the whole window, to the tenth of it.
+    """
+
+    __slots__ = ("_buckets", "_newest", "_start", "_width", "calls", "failures")
+
+    _BUCKETS = 10
+
+    def __init__(self, seconds: float) -> None:
+        self._width = seconds / self._BUCKETS
+        self.clear()
+
+    def clear(self) -> None:
+        self.calls = 0
+        self.failures = 0
+        self._newest = 0
+        self._buckets = [[0, 0] for _ in range(self._BUCKETS)]  # calls and failures, bucket n at n modulo their number
+
+    def add(self, failed: bool, now: float) -> None:
+        if self.calls:
+            self._roll(now)
+        if not self.calls:
+            self._start = now
+            self._newest = 0
+        bucket = self._buckets[self._newest % self._BUCKETS]
+        bucket[0] += 1
+        bucket[1] += failed
+        self.calls += 1
+        self.failures += failed
+
+    def _roll(self, now: float) -> None:
+        """Drops what is too old. A clock that went back has been replaced by another: then all is."""
+        bucket = int((now - self._start) / self._width)
+        passed = bucket - self._newest
+        if not 0 <= passed < self._BUCKETS:
+            self.clear()
+            return
+        for _ in range(passed):
+            self._newest += 1
+            oldest = self._buckets[self._newest % self._BUCKETS]
+            self.calls -= oldest[0]
+            self.failures -= oldest[1]
+            oldest[:] = (0, 0)

@@ -1,0 +1,102 @@
+"""What must never be shown, and how to show the rest.
+
+Used by every log line, error message, span and `explain()`; nothing else in the package formats a URL or a header
+for a human.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from urllib.parse import unquote_plus
+
+import httpx
+
+MASK = "[redacted]"
+
+SENSITIVE_HEADERS = frozenset(
+    {
+        "authorization",
+        "proxy-authorization",
+        "cookie",
+        "set-cookie",
+        "x-api-key",
+        "x-auth-token",
+        "x-amz-security-token",
+        "x-csrf-token",
+    }
+)
+SENSITIVE_QUERY_KEYS = frozenset(
+    {
+        "api_key",
+        "apikey",
+        "api-key",
+        "access_token",
+        "refresh_token",
+        "id_token",
+        "token",
+        "auth",
+        "password",
+        "passwd",
+        "secret",
+        "client_secret",
+        "sig",
+        "signature",
+        "key",
+        "awsaccesskeyid",
+        "x-amz-signature",
+        "x-amz-credential",
+        "x-amz-security-token",
+        "x-goog-signature",
+        "x-goog-credential",
+    }
+)
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_MAX_TEXT = 500
+
+
+def printable(text: str, limit: int = _MAX_TEXT) -> str:
+    """Text from outside, made safe for one line of log: control characters escaped, length bounded."""
+    if len(text) > limit:
+        text = text[:limit] + "…"
+    return _CONTROL.sub(lambda match: f"\\x{ord(match.group()):02x}", text)
+
+
+def redact_url(url: httpx.URL | str, extra_keys: Iterable[str] = ()) -> str:
+    """The URL with its user info and the values of secret query keys masked."""
+    url = httpx.URL(url)
+    keys = SENSITIVE_QUERY_KEYS | {key.lower() for key in extra_keys}
+    query = "&".join(_redact_pair(pair, keys) for pair in url.query.decode("ascii").split("&")) if url.query else ""
+    host = url.netloc.decode("ascii")
+    userinfo = f"{MASK}@" if url.userinfo else ""
+    path = url.raw_path.split(b"?", 1)[0].decode("ascii")
+    scheme = f"{url.scheme}://" if url.scheme else ""
+    return printable(f"{scheme}{userinfo}{host}{path}{'?' if url.query else ''}{query}", 2000)
+
+
+def _redact_pair(pair: str, keys: Iterable[str]) -> str:
+    key, equals, _ = pair.partition("=")
+    return f"{key}={MASK}" if equals and unquote_plus(key).lower() in keys else pair
+
+
+def redact_headers(headers: Mapping[str, str], extra: Iterable[str] = ()) -> dict[str, str]:
+    """The headers with the values of secret ones masked."""
+    hidden = SENSITIVE_HEADERS | {name.lower() for name in extra}
+    return {name: MASK if name.lower() in hidden else printable(value) for name, value in headers.items()}
+
+
+def redact_request(request: httpx.Request) -> httpx.Request:
+    """The request itself when it holds no secret header, else a copy without their values."""
+    secret = [name for name in request.headers if name in SENSITIVE_HEADERS]
+    if not secret:
+        return request
+    headers = request.headers.copy()
+    for name in secret:
+        headers[name] = MASK
+    copy = httpx.Request(
+        request.method, request.url, headers=headers, stream=request.stream, extensions=request.extensions
+    )
+    if isinstance(request.stream, httpx.ByteStream):
+        copy.read()
+    return copy
