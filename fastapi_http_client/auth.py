@@ -1,0 +1,186 @@
+"""Credentials that are known beforehand: bearer tokens, API keys and Basic.
+
+All are ordinary `httpx.Auth`, so they work with a plain `httpx.AsyncClient` too. In our pipeline they only ever see the
+copy of a request that goes on the wire. OAuth2, which has to fetch its token, is in `oauth2`.
+"""
+
+from __future__ import annotations
+
+import base64
+import inspect
+import re
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from typing import Any
+from urllib.parse import quote_plus
+
+import httpx
+from pydantic import SecretStr
+
+from fastapi_http_client.errors import AuthenticationError, ConfigurationError
+
+Token = str | SecretStr
+TokenSource = Token | Callable[[], Token] | Callable[[], Awaitable[Token]]
+
+_VISIBLE = re.compile(r"[\x21-\x7e]+")
+_HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+MAX_TOKEN = 16 * 1024
+
+
+def plain(secret: Token) -> str:
+    return secret.get_secret_value() if isinstance(secret, SecretStr) else secret
+
+
+def _required(value: object, argument: str) -> SecretStr:
+    if isinstance(value, SecretStr):
+        value = value.get_secret_value()
+    if not isinstance(value, str) or not value:
+        raise ConfigurationError(f"{argument}: must be a text that is not empty")
+    return SecretStr(value)
+
+
+def valid_token(token: str) -> bool:
+    """Whether a text can stand in `Authorization: Bearer …`: visible ASCII, and not absurdly long."""
+    return len(token) <= MAX_TOKEN and _VISIBLE.fullmatch(token) is not None
+
+
+class CredentialAuth(httpx.Auth):
+    """An auth that puts one credential on a request."""
+
+    credential_headers: frozenset[str] = frozenset({"authorization"})
+    """The headers it sets, lower case: masked in logs, never sent to a foreign origin."""
+    credential_params: frozenset[str] = frozenset()
+    """The query keys it sets, likewise."""
+
+    def sign(self, request: httpx.Request) -> Awaitable[None] | None:
+        """Put the credential on the request; an awaitable is returned when it must be had first."""
+        raise NotImplementedError
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        if self.sign(request) is not None:
+            raise ConfigurationError(f"{type(self).__name__}: an async token source needs an async client")
+        yield request
+
+    async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
+        signing = self.sign(request)
+        if signing is not None:
+            await signing
+        yield request
+
+
+class BearerAuth(CredentialAuth):
+    """`Authorization: Bearer <token>` (RFC 6750). `token` may be a callable, sync or async, that is asked every time.
+
+    Raises `ConfigurationError` for an empty token, and `AuthenticationError` on use when the callable fails or what it
+    returns is no token.
+    """
+
+    def __init__(self, token: TokenSource) -> None:
+        self._source = token if callable(token) else None
+        self._token: SecretStr | None = None
+        if not callable(token):
+            self._token = _required(token, "token")
+            if not valid_token(self._token.get_secret_value()):
+                raise ConfigurationError("token: holds a character that a bearer token cannot have, or is too long")
+
+    def sign(self, request: httpx.Request) -> Awaitable[None] | None:
+        if self._token is not None:
+            request.headers["Authorization"] = f"Bearer {self._token.get_secret_value()}"
+            return None
+        assert self._source is not None
+        try:
+            token = self._source()
+        except Exception as error:
+            raise AuthenticationError(f"the bearer token could not be had: {type(error).__name__}") from error
+        if inspect.isawaitable(token):
+            return self._sign_later(request, token)
+        self._put(request, token)
+        return None
+
+    async def _sign_later(self, request: httpx.Request, pending: Awaitable[Token]) -> None:
+        try:
+            token = await pending
+        except Exception as error:
+            raise AuthenticationError(f"the bearer token could not be had: {type(error).__name__}") from error
+        self._put(request, token)
+
+    @staticmethod
+    def _put(request: httpx.Request, token: object) -> None:
+        text = plain(token) if isinstance(token, str | SecretStr) else ""
+        if not valid_token(text):
+            raise AuthenticationError("the bearer token could not be had: its source returned no valid token")
+        request.headers["Authorization"] = f"Bearer {text}"
+
+    def __repr__(self) -> str:
+        return "BearerAuth(token=<callable>)" if self._source else "BearerAuth(token='**********')"
+
+
+class APIKeyAuth(CredentialAuth):
+    """A key in the header `header_name`, or, when `query_param_name` is given, in the query instead.
+
+    Prefer the header: addresses are written to more logs than headers are.
+    """
+
+    def __init__(self, api_key: Token, header_name: str = "X-API-Key", query_param_name: str | None = None) -> None:
+        self._key = _required(api_key, "api_key")
+        key = self._key.get_secret_value()
+        if query_param_name is not None and not query_param_name:
+            raise ConfigurationError("query_param_name: must not be empty")
+        if query_param_name is None and not _HEADER_NAME.fullmatch(header_name):
+            raise ConfigurationError(f"header_name: {header_name!r} is no header name")
+        if query_param_name is None and not (key.isascii() and key.isprintable() and key == key.strip()):
+            raise ConfigurationError("api_key: holds a character that no header value may hold")
+        self.header_name = header_name
+        self.query_param_name = query_param_name
+        self.credential_headers = frozenset() if query_param_name else frozenset({header_name.lower()})
+        self.credential_params = frozenset({query_param_name}) if query_param_name else frozenset()
+
+    def sign(self, request: httpx.Request) -> None:
+        key = self._key.get_secret_value()
+        if self.query_param_name is None:
+            request.headers[self.header_name] = key
+            return
+        pair = f"{quote_plus(self.query_param_name)}={quote_plus(key)}".encode("ascii")
+        query = request.url.query
+        request.url = request.url.copy_with(query=query + b"&" + pair if query else pair)
+
+    def __repr__(self) -> str:
+        where = f"query_param_name={self.query_param_name!r}" if self.query_param_name else f"{self.header_name!r}"
+        return f"APIKeyAuth(api_key='**********', {where})"
+
+
+class BasicAuth(CredentialAuth):
+    """HTTP Basic credentials in UTF-8 (RFC 7617). A user name with a colon is refused: it could not be told apart."""
+
+    def __init__(self, username: str, password: Token) -> None:
+        if ":" in username:
+            raise ConfigurationError("username: must not hold a colon")
+        self.username = username
+        pair = f"{username}:{plain(password)}".encode()
+        self._header = SecretStr("Basic " + base64.b64encode(pair).decode("ascii"))
+
+    def sign(self, request: httpx.Request) -> None:
+        request.headers["Authorization"] = self._header.get_secret_value()
+
+    def __repr__(self) -> str:
+        return f"BasicAuth(username={self.username!r}, password='**********')"
+
+
+def build_auth(auth: Any) -> httpx.Auth | None:
+    """What httpx takes as `auth=` (an Auth, a pair, a callable) as an `httpx.Auth`."""
+    if auth is None or isinstance(auth, httpx.Auth):
+        return auth
+    if isinstance(auth, tuple) and len(auth) == 2:
+        return BasicAuth(*(part.decode() if isinstance(part, bytes) else part for part in auth))
+    if callable(auth):
+        return _FunctionAuth(auth)
+    raise ConfigurationError(
+        f"auth: must be an httpx.Auth, a pair of user name and password or a callable, not {type(auth).__name__}"
+    )
+
+
+class _FunctionAuth(httpx.Auth):
+    def __init__(self, function: Callable[[httpx.Request], httpx.Request]) -> None:
+        self._function = function
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        yield self._function(request)

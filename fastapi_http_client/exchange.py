@@ -1,0 +1,206 @@
+"""One request on the wire, one response back: the innermost part of the pipeline.
+
+It hands the request to the transport, reads the body unless the call is streamed, and turns whatever goes wrong into
+this package's errors. Nothing above it knows a transport; a faster engine replaces what is called here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from fastapi_http_client.call import Call
+from fastapi_http_client.clock import SYSTEM_CLOCK
+from fastapi_http_client.errors import HTTPClientError, HTTPRequestError, HTTPTimeoutError, TimeoutPhase
+from fastapi_http_client.models import HTTPResponse, as_http_response
+from fastapi_http_client.redaction import printable, redact_url
+
+if TYPE_CHECKING:
+    from fastapi_http_client.client import AsyncHTTPClient
+
+_PHASES: dict[type[httpx.TimeoutException], TimeoutPhase] = {
+    httpx.ConnectTimeout: "connect",
+    httpx.ReadTimeout: "read",
+    httpx.WriteTimeout: "write",
+    httpx.PoolTimeout: "pool",
+}
+_WHAT = {
+    "connect": "could not connect",
+    "read": "received nothing",
+    "write": "could not send",
+    "pool": "got no connection from the pool",
+}
+_NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
+_NEVER_SENT_AND_FINAL = (httpx.LocalProtocolError, httpx.UnsupportedProtocol, httpx.InvalidURL)
+_FINAL = (httpx.DecodingError, httpx.StreamError)
+
+
+class Exchange:
+    """What the pipeline ends in: `await exchange(request)` sends it."""
+
+    def __init__(self, client: AsyncHTTPClient) -> None:
+        self._client = client
+
+    async def __call__(self, request: httpx.Request) -> HTTPResponse:
+        client = self._client
+        call = Call.of(request)
+        client.lifecycle.check_open()
+        hooks = client.event_hooks
+        for hook in hooks["request"]:
+            await hook(request)
+        started = SYSTEM_CLOCK.monotonic()
+        try:
+            if not isinstance(request.stream, httpx.AsyncByteStream):
+                raise TypeError("the body is a sync iterator, which cannot be sent by an async client")
+            # respx replaces this method of httpx; it also finds the transport of a mount.
+            transport = client._transport_for_url(request.url)
+            call.resends += 1
+            response = as_http_response(await transport.handle_async_request(request))
+        except Exception as error:
+            raise request_error(error, request) from error
+
+        response.request = request
+        response.default_encoding = client.default_encoding
+        response._client_name = call.client_name
+        headers = response.headers
+        if "retry-after" in headers:
+            response._received_at = call.clock.wall()
+        if client.keeps_cookies and "set-cookie" in headers:
+            client.cookies.extract_cookies(response)
+        response._max_bytes = client.config.max_response_bytes
+        if not hasattr(response, "_content"):  # a mock's response may come already read
+            response.stream = Body(response, request, started)
+        try:
+            for hook in hooks["response"]:
+                await hook(response)
+            if not call.stream:
+                await response.aread()
+        except HTTPClientError:
+            await response.aclose()
+            raise
+        except (httpx.DecodingError, httpx.StreamError) as error:
+            await response.aclose()
+            raise request_error(error, request) from error
+        except BaseException:
+            await response.aclose()
+            raise
+        if not call.stream:
+            response.elapsed = timedelta(seconds=SYSTEM_CLOCK.monotonic() - started)
+        return response
+
+
+class Body(httpx.AsyncByteStream):
+    """A response's body on its way in: errors become ours, a deadline holds, and its end is told."""
+
+    def __init__(self, response: HTTPResponse, request: httpx.Request, started: float) -> None:
+        self._response = response
+        self._stream: Any = response.stream
+        self._request = request
+        self._started = started
+        self._closed = False
+        self._complete = False
+        self._error: Exception | None = None
+        self._listeners: list[Callable[[Exception | None], None]] = []
+
+    def when_done(self, listener: Callable[[Exception | None], None]) -> None:
+        """Call `listener` once, at the end of the body: with its error, or with None when it was read or closed."""
+        if self._closed:
+            listener(self._error)
+        else:
+            self._listeners.append(listener)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        call = Call.of(self._request)
+        chunks = aiter(self._stream)
+        while True:
+            try:
+                if call.stream and call.deadline is not None:
+                    async with asyncio.timeout(call.remaining()):
+                        chunk = await anext(chunks)
+                else:
+                    chunk = await anext(chunks)
+            except StopAsyncIteration:
+                return
+            except TimeoutError as error:
+                self._error = total_timeout(self._request)
+                raise self._error from error
+            except HTTPClientError as error:
+                self._error = error
+                raise
+            except Exception as error:
+                self._error = request_error(error, self._request)
+                raise self._error from error
+            yield chunk
+
+    async def aclose(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._response.elapsed = timedelta(seconds=SYSTEM_CLOCK.monotonic() - self._started)
+        try:
+            await self._stream.aclose()
+        except Exception as error:
+            # The body is over for the caller; a connection that cannot be closed properly is dropped by its pool.
+            self._error = self._error or error
+        finally:
+            for listener in self._listeners:
+                listener(self._error)
+            self._listeners.clear()
+
+
+def request_error(error: Exception, request: httpx.Request) -> HTTPRequestError:
+    """The error of ours for what a transport raised."""
+    if isinstance(error, HTTPRequestError):
+        return error
+    call = Call.of(request)
+    facts: dict[str, Any] = {
+        "request": request,
+        "client": call.client_name,
+        "attempts": call.attempts,
+        "may_have_run": not isinstance(error, (*_NEVER_SENT, *_NEVER_SENT_AND_FINAL, TypeError)),
+        "transient": isinstance(error, httpx.TransportError | OSError | asyncio.IncompleteReadError)
+        and not isinstance(error, (*_NEVER_SENT_AND_FINAL, *_FINAL)),
+    }
+    kind = type(error).__name__
+    text = printable(str(error), 300)
+    if isinstance(error, httpx.TimeoutException):
+        phase = _phase(error)
+        limit = (request.extensions.get("timeout") or {}).get(phase)
+        within = "" if limit is None else f" within {limit:g} s"
+        what = _WHAT[phase]
+        return HTTPTimeoutError(described(request, f"{what}{within} ({kind})"), phase=phase, **facts)
+    return HTTPRequestError(described(request, f"{kind}: {text}" if text else kind), **facts)
+
+
+def _phase(error: httpx.TimeoutException) -> TimeoutPhase:
+    for cls, phase in _PHASES.items():
+        if isinstance(error, cls):
+            return phase
+    return "read"
+
+
+def total_timeout(request: httpx.Request) -> HTTPTimeoutError:
+    """The error for a call that has used up the time it was given."""
+    call = Call.of(request)
+    spent = call.clock.monotonic() - call.started
+    return HTTPTimeoutError(
+        described(request, f"the call's time is over after {spent:.2f} s and {len(call.attempts)} finished attempts"),
+        phase="total",
+        request=request,
+        client=call.client_name,
+        attempts=call.attempts,
+        may_have_run=call.resends > 0,
+        transient=False,
+    )
+
+
+def described(request: httpx.Request, what: str) -> str:
+    """A message that says which client, which request, which attempt and what."""
+    call = Call.of(request)
+    who = f"{call.client_name}: " if call.client_name else ""
+    number = f", attempt {len(call.attempts) + 1}" if call.attempts else ""
+    return f"{who}{request.method} {redact_url(request.url, call.secret_params)}{number}: {what}"

@@ -1,0 +1,113 @@
+"""The life of one client: on which event loop it lives, how many calls are in flight, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+from fastapi_http_client.errors import HTTPRequestError
+
+
+class ClientStateError(HTTPRequestError, RuntimeError):
+    """The client cannot be used now: it is closed, or belongs to another event loop. Nothing was sent.
+
+    Also a `RuntimeError`, which is what httpx raises here.
+    """
+
+    def __init__(self, message: str, **facts: Any) -> None:
+        HTTPRequestError.__init__(self, message, may_have_run=False, transient=False, **facts)
+
+
+class Lifecycle:
+    """Shared by a client and all views that `with_options()` makes of it."""
+
+    __slots__ = ("_closed", "_draining", "_idle", "_loop", "_name", "_tasks", "in_flight")
+
+    def __init__(self, name: str | None) -> None:
+        self._name = name or "AsyncHTTPClient"
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._draining = False
+        self._closed = False
+        self._idle: asyncio.Event | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self.in_flight = 0
+
+    @property
+    def draining(self) -> bool:
+        """Whether new calls are refused and no attempt is to be repeated."""
+        return self._draining
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def check_open(self) -> None:
+        """Raises `ClientStateError` when the client was closed under a call that is still going on."""
+        if self._closed:
+            raise ClientStateError(f"{self._name}: the client was closed while this call was going on")
+
+    def enter(self) -> None:
+        """Count a call in; raises `ClientStateError` when there must not be one."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            if self._loop is not None and not self._closed:
+                raise ClientStateError(
+                    f"{self._name}: this client belongs to another event loop, whose connections cannot be used here; "
+                    "make one client for each loop (in tests: one for each test, or one loop for all)"
+                )
+            self._loop = loop
+        if self._closed:
+            raise ClientStateError(f"{self._name}: the client is closed; nothing was sent")
+        if self._draining:
+            raise ClientStateError(f"{self._name}: the client is shutting down and takes no new calls")
+        self.in_flight += 1
+
+    def leave(self) -> None:
+        self.in_flight -= 1
+        if self.in_flight == 0 and self._idle is not None:
+            self._idle.set()
+
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run work that belongs to the client and not to a caller; it ends with the client at the latest."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def drain(self, grace: float) -> None:
+        """Refuse new calls and wait up to `grace` seconds for those in flight."""
+        self._draining = True
+        if self.in_flight:
+            self._idle = asyncio.Event()
+            try:
+                async with asyncio.timeout(grace):
+                    await self._idle.wait()
+            except TimeoutError:
+                pass
+
+    def close(self) -> list[asyncio.Task[Any]]:
+        """Refuse all calls from now on and cancel the work that `spawn()` began: the caller awaits what is returned."""
+        self._closed = self._draining = True
+        tasks = [task for task in self._tasks if not task.done()]
+        for task in tasks:
+            task.cancel()
+        return tasks
+
+
+async def shielded(work: Coroutine[Any, Any, Any]) -> None:
+    """Await work to its end, however often we are cancelled meanwhile; the cancellation is raised afterwards."""
+    task = asyncio.get_running_loop().create_task(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            if task.cancelled():
+                raise
+            cancelled = error
+        except BaseException:
+            if cancelled is None:
+                raise
+    if cancelled is not None:
+        raise cancelled

@@ -1,0 +1,137 @@
+"""Middleware: what users put around their calls. It runs once per call, outside of redirects and retries."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Collection
+from typing import TYPE_CHECKING, TypeVar
+
+import httpx
+
+from fastapi_http_client.call import Handler
+from fastapi_http_client.clock import SYSTEM_CLOCK
+from fastapi_http_client.errors import HTTPClientError
+from fastapi_http_client.models import HTTPRequest, HTTPResponse, as_http_response
+from fastapi_http_client.redaction import MASK, printable, redact_headers, redact_url
+
+if TYPE_CHECKING:
+    from fastapi_http_client.client import AsyncHTTPClient
+
+logger = logging.getLogger("fastapi_http_client.middleware")
+
+T = TypeVar("T")
+
+
+class Middleware:
+    """The base of middlewares: override the hooks you need, or `handle` for the whole.
+
+    The first middleware of the list is the outermost: its `process_request` runs first, its `process_response` last.
+    """
+
+    async def process_request(self, request: HTTPRequest, client: AsyncHTTPClient) -> HTTPRequest:
+        """The request to send: this one, changed or not, or another."""
+        return request
+
+    async def process_response(self, response: HTTPResponse, request: HTTPRequest) -> HTTPResponse:
+        """The response to return."""
+        return response
+
+    async def process_error(self, error: HTTPClientError, request: HTTPRequest) -> HTTPResponse | None:
+        """A response to answer with instead, or None to let the error go on."""
+        return None
+
+    async def handle(self, request: HTTPRequest, client: AsyncHTTPClient, call_next: Handler) -> HTTPResponse:
+        request = self._checked(await self.process_request(request, client), "process_request", httpx.Request)
+        try:
+            response = await call_next(request)
+        except HTTPClientError as error:
+            answer = await self.process_error(error, request)
+            if answer is None:
+                raise
+            return as_http_response(self._checked(answer, "process_error", httpx.Response))
+        try:
+            processed = await self.process_response(response, request)
+            return as_http_response(self._checked(processed, "process_response", httpx.Response))
+        except BaseException:
+            await response.aclose()
+            raise
+
+    def _checked(self, value: object, hook: str, expected: type[T]) -> T:
+        if not isinstance(value, expected):
+            raise TypeError(
+                f"{type(self).__name__}.{hook} returned {type(value).__name__}, not an httpx.{expected.__name__}"
+            )
+        return value
+
+
+MAX_BODY = 2048  # bytes of a body that are logged
+_TEXT = re.compile(r"text/|application/(?:[\w.+-]+\+)?(?:json|xml|x-www-form-urlencoded)")
+_SECRET_FIELD = re.compile(
+    r"""("?\b(?:password|passwd|secret|client_secret|token|access_token|refresh_token|id_token|api_key|apikey|authorization)"?"""
+    r"""\s*[:=]\s*)("(?:[^"\\]|\\.)*"|[^&\s,}]+)""",
+    re.IGNORECASE,
+)
+
+
+class LoggingMiddleware(Middleware):
+    """Logs every call: one INFO line when it ends, its headers (and on request its bodies) at DEBUG.
+
+    The values of secret headers and query keys are masked; `sensitive_headers` adds to the built-in names. Bodies are
+    cut at 2 KiB, only text is shown, and fields named like secrets are masked, but a body can hold anything: keep both
+    off in production.
+    """
+
+    def __init__(
+        self,
+        log_request_body: bool = False,
+        log_response_body: bool = False,
+        sensitive_headers: Collection[str] = frozenset(),
+    ) -> None:
+        self.log_request_body = log_request_body
+        self.log_response_body = log_response_body
+        self.sensitive_headers = frozenset(name.lower() for name in sensitive_headers)
+
+    async def handle(self, request: HTTPRequest, client: AsyncHTTPClient, call_next: Handler) -> HTTPResponse:
+        started = SYSTEM_CLOCK.monotonic()
+        line = f"{request.method} {redact_url(request.url)}"
+        if client.name:
+            line = f"{client.name}: {line}"
+        hidden = self.sensitive_headers | client.credential_headers
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug("%s headers=%s", line, redact_headers(request.headers, hidden))
+        if self.log_request_body:
+            logger.info("%s request body: %s", line, _shown(request.headers, _content(request)))
+        try:
+            response = await call_next(request)
+        except HTTPClientError as error:
+            took = SYSTEM_CLOCK.monotonic() - started
+            logger.warning("%s -> %s in %.3f s: %s", line, type(error).__name__, took, printable(str(error)))
+            raise
+        took = SYSTEM_CLOCK.monotonic() - started
+        logger.info("%s -> %d in %.3f s, attempts: %d", line, response.status_code, took, len(response.attempts))
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug("%s -> headers=%s", line, redact_headers(response.headers, hidden))
+        if self.log_response_body:
+            logger.info("%s -> body: %s", line, _shown(response.headers, _content(response)))
+        return response
+
+
+def _content(message: httpx.Request | httpx.Response) -> bytes | None:
+    try:
+        return message.content
+    except (httpx.RequestNotRead, httpx.ResponseNotRead):
+        return None
+
+
+def _shown(headers: httpx.Headers, content: bytes | None) -> str:
+    """A body as it may be logged."""
+    if content is None:
+        return "<streamed>"
+    if not content:
+        return "<empty>"
+    if not _TEXT.match(headers.get("content-type", "").lower()):
+        return f"<{len(content)} bytes>"
+    text = content[:MAX_BODY].decode("utf-8", "replace")
+    masked = _SECRET_FIELD.sub(lambda match: match.group(1) + MASK, text)
+    return printable(masked, MAX_BODY) + ("…" if len(content) > MAX_BODY else "")

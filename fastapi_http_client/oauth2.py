@@ -1,0 +1,222 @@
+"""OAuth2 client credentials (RFC 6749, section 4.4): one token for all callers, fetched once and ahead of time."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+import math
+import re
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from typing import Any, Literal
+from urllib.parse import quote_plus, urlencode
+
+import httpx
+from pydantic import SecretStr
+
+from fastapi_http_client.auth import CredentialAuth, Token, valid_token
+from fastapi_http_client.clock import SYSTEM_CLOCK, Clock
+from fastapi_http_client.config import OAuth2Config
+from fastapi_http_client.errors import AuthenticationError, ConfigurationError
+
+logger = logging.getLogger("fastapi_http_client.auth")
+
+Fetch = Callable[[httpx.Request], Awaitable[httpx.Response]]
+Spawn = Callable[[Coroutine[Any, Any, Any]], "asyncio.Task[Any]"]
+
+MAX_LEEWAY = 60.0  # seconds before its end that a long-lived token is renewed
+LEEWAY_SHARE = 0.1  # the share of a short-lived one's life
+MIN_LIFETIME = 1.0  # an endpoint that says 0 or -1 must not cost a token call for every call
+_ERROR_CODE = re.compile(r"[a-z_]{1,40}")
+
+
+class OAuth2ClientCredentials(CredentialAuth):
+    """A bearer token from `token_url`, shared by all calls and renewed before it ends.
+
+    All callers that need a token at the same time share one fetch, and the cancellation of any of them, the first
+    included, ends only its own waiting. A token is renewed in the background min(60 s, a tenth of its life) before its
+    end. `cache_duration` (seconds) is how long a token is used when the endpoint does not say; it never extends what
+    the endpoint says. After a 401 the token is renewed once and the request repeated once.
+
+    The client authenticates itself by HTTP Basic, which every endpoint must support (RFC 6749, section 2.3.1);
+    `credentials_in="body"` sends id and secret as form fields instead.
+
+    Raises `AuthenticationError` on use when no token can be had.
+    """
+
+    def __init__(
+        self,
+        token_url: str,
+        client_id: str,
+        client_secret: Token,
+        scope: str | None = None,
+        cache_duration: float = 3600,
+        *,
+        credentials_in: Literal["header", "body"] = "header",
+    ) -> None:
+        if credentials_in not in ("header", "body"):
+            raise ConfigurationError(f"credentials_in: must be 'header' or 'body', not {credentials_in!r}")
+        # The same checks, and the same words, as for the environment.
+        config = OAuth2Config(
+            token_url=token_url,
+            client_id=client_id,
+            client_secret=SecretStr(client_secret) if isinstance(client_secret, str) else client_secret,
+            scope=scope,
+            cache_duration=cache_duration,
+        )
+        self.token_url = config.token_url
+        self.client_id = config.client_id
+        self.scope = config.scope
+        self.cache_duration = config.cache_duration
+        self._client_secret = config.client_secret
+        self._credentials_in = credentials_in
+        self._clock: Clock | None = None
+        self._token: SecretStr | None = None
+        self._expires_at = -math.inf
+        self._renew_at = -math.inf
+        self._fetching: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return (
+            f"OAuth2ClientCredentials(client_id={self.client_id!r}, client_secret='**********', scope={self.scope!r})"
+        )
+
+    def bind(self, clock: Clock) -> None:
+        """Take the time from `clock` instead of the machine."""
+        self._clock = clock
+
+    def _now(self) -> float:
+        return (self._clock or SYSTEM_CLOCK).monotonic()
+
+    # -- the token -----------------------------------------------------------------------------------------------
+
+    async def token(self, fetch: Fetch, spawn: Spawn) -> SecretStr:
+        """The current token; when there is none, the one that `fetch` gets from the token endpoint.
+
+        The fetch runs by `spawn`, in a task that no caller owns. Raises `AuthenticationError`.
+        """
+        while True:
+            now = self._now()
+            if self._token is not None and now < self._expires_at:
+                if now >= self._renew_at and not self._is_fetching():
+                    self._begin_fetch(fetch, spawn)
+                return self._token
+            if not self._is_fetching():
+                self._begin_fetch(fetch, spawn)
+            assert self._fetching is not None
+            fetching = self._fetching
+            try:
+                await asyncio.shield(fetching)
+            except asyncio.CancelledError:
+                # Either we were cancelled, or the fetch was, with the client that began it: then it is our turn.
+                if not fetching.cancelled():
+                    raise
+                current = asyncio.current_task()
+                if current is not None and current.cancelling():
+                    raise
+            except AuthenticationError as error:
+                # One error object raised in many tasks would collect all their tracebacks.
+                raise AuthenticationError(str(error)) from error
+
+    def reject(self, token: SecretStr) -> None:
+        """Forget a token that got a 401, unless it has been replaced meanwhile."""
+        if self._token is token:
+            self._token = None
+            self._expires_at = self._renew_at = -math.inf
+
+    def _is_fetching(self) -> bool:
+        if self._fetching is None or self._fetching.done():
+            return False
+        # A fetch on a loop that is gone will never end.
+        return self._fetching.get_loop() is asyncio.get_running_loop()
+
+    def _begin_fetch(self, fetch: Fetch, spawn: Spawn) -> None:
+        self._fetching = spawn(self._fetch(fetch))
+        self._fetching.add_done_callback(_note_failure)
+
+    async def _fetch(self, fetch: Fetch) -> None:
+        response = await fetch(self.token_request())
+        self.store(response)
+
+    def token_request(self) -> httpx.Request:
+        form = {"grant_type": "client_credentials"}
+        if self.scope is not None:
+            form["scope"] = self.scope
+        headers = {"Accept": "application/json", "Content-Type": "application/x-www-form-urlencoded"}
+        secret = self._client_secret.get_secret_value()
+        if self._credentials_in == "header":
+            # RFC 6749, section 2.3.1: id and secret are form-encoded before they are joined.
+            pair = f"{quote_plus(self.client_id)}:{quote_plus(secret)}".encode("ascii")
+            headers["Authorization"] = "Basic " + base64.b64encode(pair).decode("ascii")
+        else:
+            form |= {"client_id": self.client_id, "client_secret": secret}
+        return httpx.Request("POST", self.token_url, headers=headers, content=urlencode(form).encode("ascii"))
+
+    def store(self, response: httpx.Response) -> None:
+        """Keep the token of a reply that has been read. Raises `AuthenticationError`, which quotes nothing of it."""
+        if response.status_code != 200:
+            raise AuthenticationError(f"the token endpoint answered {response.status_code}{_error_code(response)}")
+        try:
+            reply = response.json()
+        except (ValueError, RecursionError):
+            raise AuthenticationError("the token endpoint's reply is not JSON") from None
+        if not isinstance(reply, dict):
+            raise AuthenticationError("the token endpoint's reply is not a JSON object")
+        token = reply.get("access_token")
+        if not isinstance(token, str) or not valid_token(token):
+            raise AuthenticationError("the token endpoint's reply has no valid access_token")
+        token_type = reply.get("token_type", "bearer")
+        if not isinstance(token_type, str) or token_type.lower() != "bearer":
+            raise AuthenticationError("the token endpoint's token is not of type Bearer")
+        lifetime = self._lifetime(reply.get("expires_in"))
+        now = self._now()
+        self._token = SecretStr(token)
+        self._expires_at = now + lifetime
+        self._renew_at = self._expires_at - min(MAX_LEEWAY, lifetime * LEEWAY_SHARE)
+
+    def _lifetime(self, expires_in: object) -> float:
+        if expires_in is None:
+            return self.cache_duration
+        try:
+            seconds = float(expires_in) if isinstance(expires_in, int | float | str) else math.nan
+        except (ValueError, OverflowError):
+            seconds = math.nan
+        if math.isnan(seconds) or isinstance(expires_in, bool):
+            logger.warning(
+                "the token endpoint's expires_in is no number; using cache_duration, %g s", self.cache_duration
+            )
+            return self.cache_duration
+        return min(max(seconds, MIN_LIFETIME), self.cache_duration)
+
+    # -- in a plain httpx client -----------------------------------------------------------------------------------
+
+    async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
+        """The flow for a client that is not ours: the token is fetched by that client, without retries or sharing."""
+        for last in (False, True):
+            token = self._token
+            if token is None or self._now() >= self._expires_at:
+                reply = yield self.token_request()
+                await reply.aread()
+                self.store(reply)
+                token = self._token
+            assert token is not None
+            request.headers["Authorization"] = f"Bearer {token.get_secret_value()}"
+            response = yield request
+            if last or response.status_code != 401 or not isinstance(request.stream, httpx.ByteStream):
+                return
+            self.reject(token)
+
+
+def _error_code(response: httpx.Response) -> str:
+    """The registered error code of an error reply (RFC 6749, section 5.2); its free text could quote the secret."""
+    try:
+        code = response.json().get("error")
+    except (ValueError, AttributeError, RecursionError):
+        return ""
+    return f" ({code})" if isinstance(code, str) and _ERROR_CODE.fullmatch(code) else ""
+
+
+def _note_failure(task: asyncio.Task[None]) -> None:
+    """A renewal in the background has nobody who awaits its error."""
+    if not task.cancelled() and task.exception() is not None:
+        logger.warning("no token could be had: %s", task.exception())

@@ -1,0 +1,403 @@
+"""The way of a request, in one place.
+
+    once per call      deadline · user middlewares in list order · redirects · retry
+    once per attempt   own copy · circuit breaker · rate limiter · auth · span · propagation · timeout · exchange
+
+Each step is called with a request and the rest of the pipeline, and returns the response. `build()` is the list; below
+it stand the steps that are not a module of their own. A step that is switched off is not in the list at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+import httpx
+
+from fastapi_http_client.auth import CredentialAuth
+from fastapi_http_client.call import Call, Handler
+from fastapi_http_client.circuit_breaker import CircuitBreaker
+from fastapi_http_client.clock import SYSTEM_CLOCK
+from fastapi_http_client.context import current_context
+from fastapi_http_client.errors import (
+    AuthenticationError,
+    CircuitBreakerOpenError,
+    HTTPClientError,
+    HTTPRequestError,
+    HTTPTimeoutError,
+    RateLimitError,
+)
+from fastapi_http_client.exchange import Body, described, total_timeout
+from fastapi_http_client.middleware import Middleware
+from fastapi_http_client.models import HTTPResponse, copy_request
+from fastapi_http_client.oauth2 import Fetch, OAuth2ClientCredentials
+from fastapi_http_client.policies.circuit_breaker import Outcome
+from fastapi_http_client.policies.retry import RetryPolicy
+from fastapi_http_client.propagation import Propagation
+from fastapi_http_client.rate_limiter import TokenBucketRateLimiter
+from fastapi_http_client.redirects import Redirects, origin
+from fastapi_http_client.retry import RetryMiddleware, is_replayable
+from fastapi_http_client.telemetry import ClientSpan, report_limiter_wait
+
+if TYPE_CHECKING:
+    from fastapi_http_client.client import AsyncHTTPClient
+
+
+class Step(Protocol):
+    """One concern, wrapped around the rest of the pipeline."""
+
+    name: str
+
+    async def __call__(self, request: httpx.Request, call_next: Handler) -> HTTPResponse: ...
+
+
+def build(client: AsyncHTTPClient) -> tuple[Handler, tuple[str, ...]]:
+    """The client's pipeline and the names of its steps, outermost first."""
+    config = client.config
+    limiter, breaker = client.rate_limiter, client.circuit_breaker
+    retries_itself = any(isinstance(middleware, RetryMiddleware) for middleware in client.middlewares)
+
+    steps: list[Step | None] = [
+        # once per call
+        Deadline(),
+        *(UserMiddleware(middleware, client) for middleware in client.middlewares),
+        Redirects(config.max_redirects, client.cookies if config.persist_cookies else None),
+        None if retries_itself else UserMiddleware(RetryMiddleware(), client),
+        # once per attempt
+        OwnCopy(),
+        CircuitBreaking(breaker) if breaker is not None else None,
+        RateLimiting(limiter, breaker, config.rate_limit_max_wait) if limiter is not None else None,
+        Authentication(client),
+        ClientSpan(client.name),
+        Propagation.of(config),
+        AttemptTimeout(),
+    ]
+    armed = [step for step in steps if step is not None]
+    return fold(armed, client.exchange), (*(step.name for step in armed), "exchange")
+
+
+def fold(steps: list[Step], innermost: Handler) -> Handler:
+    """The steps as one handler: the first is the outermost."""
+    handler = innermost
+    for step in reversed(steps):
+        handler = functools.partial(step, call_next=handler)
+    return handler
+
+
+# -- once per call -----------------------------------------------------------------------------------------------
+
+
+class Deadline:
+    """Ends the whole call in time: at its own total timeout, or at the deadline of the request that it serves."""
+
+    name = "deadline"
+
+    async def __call__(self, request: httpx.Request, call_next: Handler) -> HTTPResponse:
+        call = Call.of(request)
+        limit = call.total_timeout
+        context = current_context()
+        if context is not None and context.deadline is not None:
+            left = context.deadline - SYSTEM_CLOCK.monotonic()
+            limit = left if limit is None else min(limit, left)
+        if limit is None:
+            return await call_next(request)
+        call.deadline = call.started + limit
+        if limit <= 0:
+            raise total_timeout(request)
+        scope = asyncio.timeout(limit)
+        try:
+            async with scope:
+                return await call_next(request)
+        except TimeoutError as error:
+            if not scope.expired():
+                raise
+            raise total_timeout(request) from error
+
+
+class UserMiddleware:
+    """A middleware as a step. Whatever request it goes on with stays part of the same call."""
+
+    def __init__(self, middleware: Middleware, client: AsyncHTTPClient) -> None:
+        self.name = "retry" if isinstance(middleware, RetryMiddleware) else type(middleware).__name__
+        self._handle = middleware.handle
+        self._client = client
+
+    async def __call__(self, request: httpx.Request, call_next: Handler) -> HTTPResponse:
+        call = Call.of(request)
+
+        async def go_on(next_request: httpx.Request) -> HTTPResponse:
+            return await call_next(call.attach(next_request))
+
+        return await self._handle(request, self._client, go_on)
+
+
+# -- once per attempt --------------------------------------------------------------------------------------------
+
+
+class OwnCopy:
+    """Gives each attempt a request of its own, so that no credential and no trace header is ever on the caller's.
+
+    It also looks where the request goes: to one of the client's own origins, or abroad.
+    """
+
+    name = "own copy"
+
+    async def __call__(self, request: httpx.Request, call_next: Handler) -> HTTPResponse:
+        call = Call.of(request)
+        call.home = origin(request.url) in call.origins
+        try:
+            response = await call_next(copy_request(request))
+        except HTTPClientError as error:
+            error.request = request
+            if isinstance(error.__cause__, httpx.RequestError):
+                error.__cause__.request = request
+            raise
+        response.request = request
+        return response
+
+
+_TICKET = "fastapi_http_client.ticket"
+
+
+class CircuitBreaking:
+    """Asks the circuit before an attempt, and tells it what came of it."""
+
+    name = "circuit breaker"
+
+    def __init__(self, breaker: CircuitBreaker) -> None:
+        self._breaker = breaker
+
+    async def __call__(self, request: httpx.Request, call_next: Handler) -> HTTPResponse:
+        breaker = self._breaker
+        try:
+            request.extensions[_TICKET] = breaker.admit(lease=lease(request, breaker))
+        except CircuitBreakerOpenError as error:
+            raise _with_facts(error, request, str(error)) from None
+        outcome = Outcome.IGNORED
+        try:
+            response = await call_next(request)
+            outcome = outcome_of(response.status_code)
+            if outcome is Outcome.SUCCESS and Call.of(request).stream and isinstance(response.stream, Body):
+                # A streamed attempt ends with its body, and so does the place of a probe.
+                ticket = request.extensions.pop(_TICKET)
+                response.stream.when_done(lambda error: breaker.record(ticket, outcome_of_body(error)))
+            return response
+        except HTTPRequestError as error:
+            outcome = outcome_of_error(error)
+            raise
+        finally:
+            ticket = request.extensions.pop(_TICKET, None)
+            if ticket is not None:
+                breaker.record(ticket, outcome)
+
+
+def lease(request: httpx.Request, breaker: CircuitBreaker) -> float:
+    """How long a probe may hold its place, in seconds: its attempt cannot last longer."""
+    return (attempt_limit(request) or 0.0) + breaker.recovery_timeout
+
+
+def outcome_of(status: int) -> Outcome:
+    """An answer below 500 proves life; a 429 proves neither health nor sickness."""
+    if status >= 500:
+        return Outcome.FAILURE
+    return Outcome.IGNORED if status == 429 else Outcome.SUCCESS
+
+
+def outcome_of_error(error: HTTPRequestError) -> Outcome:
+    """No response is a failure, unless it was our doing: a bad request, a full pool, a call that ran out of time."""
+    if isinstance(error, HTTPTimeoutError) and error.phase in ("pool", "total"):
+        return Outcome.IGNORED
+    return Outcome.FAILURE if error.transient else Outcome.IGNORED
+
+
+def outcome_of_body(error: Exception | None) -> Outcome:
+    if error is None:
+        return Outcome.SUCCESS
+    return outcome_of_error(error) if isinstance(error, HTTPRequestError) else Outcome.IGNORED
+
+
+class RateLimiting:
+    """Waits for the limiter, in line and no longer than there is time. After a wait the circuit is asked again."""
+
+    name = "rate limiter"
+
+    def __init__(self, limiter: TokenBucketRateLimiter, breaker: CircuitBreaker | None, max_wait: float | None) -> None:
+        self._limiter = limiter
+        self._breaker = breaker
+        self._max_wait = max_wait
+
+    async def __call__(self, request: httpx.Request, call_next: Handler) -> HTTPResponse:
+        call = Call.of(request)
+        left = call.remaining()
+        most = self._max_wait if left is None else left if self._max_wait is None else min(left, self._max_wait)
+        try:
+            waited = await self._limiter.acquire(max_wait=most)
+        except RateLimitError as error:
+            raise _with_facts(error, request, str(error)) from None
+        if waited > 0:
+            report_limiter_wait(call.client_name, waited)
+        breaker = self._breaker
+        if waited > 0 and breaker is not None and _TICKET in request.extensions:
+            try:
+                request.extensions[_TICKET] = breaker.readmit(
+                    request.extensions.pop(_TICKET), lease=lease(request, breaker)
+                )
+            except CircuitBreakerOpenError as error:
+                raise _with_facts(error, request, f"while it waited for the rate limiter: {error}") from None
+        return await call_next(request)
+
+
+class Authentication:
+    """Puts the credential on the attempt's own copy, on hops to the client's own origins only."""
+
+    name = "auth"
+
+    def __init__(self, client: AsyncHTTPClient) -> None:
+        self._client = client
+
+    async def __call__(self, request: httpx.Request, call_next: Handler) -> HTTPResponse:
+        call = Call.of(request)
+        auth = call.auth
+        if auth is None or not call.home:
+            return await call_next(request)
+        try:
+            if isinstance(auth, OAuth2ClientCredentials):
+                return await self._with_token(auth, request, call_next)
+            if isinstance(auth, CredentialAuth):
+                signing = auth.sign(request)
+                if signing is not None:
+                    await signing
+                return await call_next(request)
+        except AuthenticationError as error:
+            raise _with_facts(error, request, str(error)) from error.__cause__
+        return await self._by_flow(auth, request, call_next)
+
+    async def _with_token(
+        self, auth: OAuth2ClientCredentials, request: httpx.Request, call_next: Handler
+    ) -> HTTPResponse:
+        client = self._client
+        token = await auth.token(client.fetch_token, client.lifecycle.spawn)
+        request.headers["Authorization"] = f"Bearer {token.get_secret_value()}"
+        response = await call_next(request)
+        if response.status_code != 401 or not is_replayable(request):
+            return response
+        auth.reject(token)
+        await response.aclose()
+        token = await auth.token(client.fetch_token, client.lifecycle.spawn)
+        request.headers["Authorization"] = f"Bearer {token.get_secret_value()}"
+        return await call_next(request)
+
+    async def _by_flow(self, auth: httpx.Auth, request: httpx.Request, call_next: Handler) -> HTTPResponse:
+        """Any other `httpx.Auth`, by httpx's own protocol: the flow sees each response and may ask for one more."""
+        if auth.requires_request_body:
+            await request.aread()
+        call = Call.of(request)
+        flow = auth.async_auth_flow(request)
+        try:
+            request = await anext(flow)
+            history: list[httpx.Response] = []
+            while True:
+                response = await call_next(call.attach(request))
+                try:
+                    if auth.requires_response_body:
+                        await response.aread()
+                    following = await flow.asend(response)
+                except StopAsyncIteration:
+                    response.history = history
+                    return response
+                except BaseException:
+                    await response.aclose()
+                    raise
+                await response.aclose()
+                history.append(response)
+                request = following
+        finally:
+            await flow.aclose()
+
+
+class AttemptTimeout:
+    """Ends one attempt in time, by the wall clock, whatever trickles in. Streamed: the head has to come in time."""
+
+    name = "attempt timeout"
+
+    async def __call__(self, request: httpx.Request, call_next: Handler) -> HTTPResponse:
+        limit = attempt_limit(request)
+        if limit is None:
+            return await call_next(request)
+        # A hair later than httpx's own limits, so that their error, which names the phase, comes first.
+        scope = asyncio.timeout(limit + _HAIR)
+        try:
+            async with scope:
+                return await call_next(request)
+        except TimeoutError as error:
+            if not scope.expired():
+                raise
+            call = Call.of(request)
+            raise HTTPTimeoutError(
+                described(request, f"no complete response within {limit:g} s"),
+                phase="attempt",
+                request=request,
+                client=call.client_name,
+                attempts=call.attempts,
+            ) from error
+
+
+_HAIR = 0.01
+
+
+def attempt_limit(request: httpx.Request) -> float | None:
+    """The limit of one attempt in seconds: the longest of httpx's four, or none when one of them is unlimited."""
+    timeouts = request.extensions.get("timeout")
+    if not timeouts:
+        return None
+    values = timeouts.values()
+    return None if None in values else max(values)
+
+
+E = TypeVar("E", bound=HTTPClientError)
+
+
+def _with_facts(error: E, request: httpx.Request, what: str) -> E:
+    """A refusal that was raised where nothing is known of the call, with what is known here."""
+    call = Call.of(request)
+    error.message = described(request, what)
+    error.args = (error.message,)
+    error.request = request
+    error.client = call.client_name
+    error.attempts = tuple(call.attempts)
+    return error
+
+
+# -- token requests ----------------------------------------------------------------------------------------------
+
+TOKEN_TIMEOUT = 10.0  # seconds for one attempt, if the client's own limit is not shorter
+TOKEN_RETRY = RetryPolicy(
+    attempts=3,
+    backoff_factor=0.5,
+    max_delay=10.0,
+    jitter=0.1,
+    statuses=frozenset({429, 500, 502, 503, 504}),
+    methods=frozenset({"POST"}),
+    non_idempotent=True,  # a token that is issued twice does no harm
+)
+
+
+def build_token_pipeline(client: AsyncHTTPClient) -> Fetch:
+    """What fetches a token: retried, timed and traced like a call, without auth, limiter, breaker and middlewares."""
+    handler = fold(
+        [UserMiddleware(RetryMiddleware(TOKEN_RETRY), client), OwnCopy(), ClientSpan(client.name), AttemptTimeout()],
+        client.exchange,
+    )
+    timeout = httpx.Timeout(min(client.config.timeout, TOKEN_TIMEOUT)).as_dict()
+
+    async def fetch(request: httpx.Request) -> httpx.Response:
+        request.extensions["timeout"] = timeout
+        client.new_call(request, auth=None).attach(request)
+        try:
+            return await handler(request)
+        except HTTPClientError as error:
+            error.request = None  # it holds the client's secret
+            raise AuthenticationError(f"no token could be had: {error}") from error
+
+    return fetch

@@ -1,0 +1,138 @@
+"""Following redirects: where to, as what, and what must not go along (RFC 9110, section 15.4)."""
+
+from __future__ import annotations
+
+import httpx
+
+from fastapi_http_client.call import Call, Handler
+from fastapi_http_client.errors import HTTPRequestError
+from fastapi_http_client.models import HTTPResponse
+from fastapi_http_client.redaction import redact_url
+
+# What a hop to a foreign origin still carries. All else may be a credential, or tell a stranger whom we know.
+_HARMLESS = frozenset({"accept", "accept-encoding", "accept-language", "cache-control", "connection", "user-agent"})
+_OF_THE_BODY = ("content-length", "content-type", "content-encoding", "content-language", "transfer-encoding")
+
+
+class Redirects:
+    """The step that follows `Location`, so that every hop is retried, limited, counted and stripped like a call."""
+
+    name = "redirects"
+
+    def __init__(self, max_redirects: int, cookies: httpx.Cookies | None) -> None:
+        """`cookies` is the jar when cookies are kept between calls, else None."""
+        self._max = max_redirects
+        self._cookies = cookies
+
+    async def __call__(self, request: httpx.Request, call_next: Handler) -> HTTPResponse:
+        call = Call.of(request)
+        history: list[httpx.Response] = []
+        while True:
+            response = await call_next(request)
+            response.history = list(history)
+            if not response.has_redirect_location:
+                return response
+            if not call.follow_redirects:
+                response.next_request = _next_request_or_none(request, response)
+                return response
+            try:
+                following = next_request(request, response)
+            except HTTPRequestError:
+                await response.aclose()
+                raise
+            if following is None:
+                return response
+            await response.aclose()
+            if len(history) >= self._max:
+                raise HTTPRequestError(
+                    f"more than {self._max} redirects, the last one from {redact_url(request.url)}",
+                    request=request,
+                    transient=False,
+                    attempts=call.attempts,
+                    client=call.client_name,
+                ) from httpx.TooManyRedirects("Exceeded maximum allowed redirects.")
+            if self._cookies is not None and origin(following.url) == origin(request.url):
+                following.headers.pop("cookie", None)
+                self._cookies.set_cookie_header(following)
+            history.append(response)
+            request = call.attach(following)
+
+
+def _next_request_or_none(request: httpx.Request, response: HTTPResponse) -> httpx.Request | None:
+    try:
+        following = next_request(request, response)
+    except HTTPRequestError:
+        return None
+    if following is not None:
+        following.extensions = {"timeout": request.extensions.get("timeout", {})}
+    return following
+
+
+def next_request(request: httpx.Request, response: HTTPResponse) -> httpx.Request | None:
+    """The request that follows a redirect, or None when it is not to be followed.
+
+    A redirect that would carry a body to another origin is not followed: the body was meant for the first one. One
+    from https to http, or to an address that is none, raises `HTTPRequestError`.
+    """
+    url = _target(request, response)
+    same_origin = origin(url) == origin(request.url)
+    method = _method(request.method, response.status_code)
+    if method == request.method:
+        if not same_origin and not _is_empty(request):
+            return None
+        headers = httpx.Headers(request.headers)
+        stream = request.stream
+    else:
+        headers = httpx.Headers([(k, v) for k, v in request.headers.multi_items() if k not in _OF_THE_BODY])
+        stream = httpx.ByteStream(b"")
+    if not same_origin:
+        headers = httpx.Headers([(k, v) for k, v in headers.multi_items() if k in _HARMLESS])
+        if method in ("POST", "PUT", "PATCH"):
+            headers["Content-Length"] = "0"
+    if not same_origin or "host" not in headers:
+        headers["Host"] = url.netloc.decode("ascii")
+    following = httpx.Request(method, url, headers=headers, stream=stream, extensions=request.extensions)
+    if isinstance(stream, httpx.ByteStream):
+        following.read()
+    return following
+
+
+def origin(url: httpx.URL) -> tuple[str, str, int | None]:
+    """Scheme, host and port; the port is None when it is the scheme's own."""
+    return url.scheme, url.host, url.port
+
+
+def _is_empty(request: httpx.Request) -> bool:
+    return isinstance(request.stream, httpx.ByteStream) and not b"".join(request.stream)
+
+
+def _method(method: str, status: int) -> str:
+    if (status == 303 and method != "HEAD") or (status == 302 and method != "HEAD"):
+        return "GET"
+    return "GET" if status == 301 and method == "POST" else method
+
+
+def _target(request: httpx.Request, response: HTTPResponse) -> httpx.URL:
+    try:
+        url = request.url.join(httpx.URL(response.headers["location"]))
+        if url.fragment == "" and request.url.fragment:
+            url = url.copy_with(fragment=request.url.fragment)
+        port_is_possible = url.port is None or 0 < url.port < 65536
+    except Exception as error:  # httpx lets several kinds through: InvalidURL, IDNAError, UnicodeError, TypeError …
+        raise _refused(request, "its Location is no valid address") from error
+    if url.scheme not in ("http", "https") or not url.host or not port_is_possible:
+        raise _refused(request, "its Location is no http address")
+    if request.url.scheme == "https" and url.scheme == "http":
+        raise _refused(request, "it leads from https to http")
+    return url
+
+
+def _refused(request: httpx.Request, why: str) -> HTTPRequestError:
+    call = Call.of(request)
+    return HTTPRequestError(
+        f"redirect of {request.method} {redact_url(request.url)} refused: {why}",
+        request=request,
+        transient=False,
+        attempts=call.attempts,
+        client=call.client_name,
+    )

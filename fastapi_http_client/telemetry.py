@@ -1,0 +1,289 @@
+"""Spans and metrics of the outbound calls, by the stable HTTP semantic conventions of OpenTelemetry.
+
+One CLIENT span for each request on the wire (semantic-conventions,
+`docs/http/http-spans.md`). It ends when the response is ready, for a streamed one with its
+headers. Metrics, with seconds throughout:
+
+| metric                                              | kind            | attributes                                  |
+| --------------------------------------------------- | --------------- | ------------------------------------------- |
+| `http.client.request.duration`                      | histogram       | the conventions'                            |
+| `http.client.active_requests`                       | up-down counter | the conventions'                            |
+| `fastapi_http_client.retries`                       | counter         | client, method                              |
+| `fastapi_http_client.retry.delay`                   | histogram       | client, method                              |
+| `fastapi_http_client.rate_limiter.wait`             | histogram       | client                                      |
+| `fastapi_http_client.circuit_breaker.state_changes` | counter         | client, `circuit_breaker.from`, `….to`      |
+
+Only the OpenTelemetry API is used. Without a provider each request costs two look-ups and nothing is built.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import sys
+from typing import TYPE_CHECKING, Any
+
+import httpx
+from opentelemetry import context as otel_context
+from opentelemetry import metrics, trace
+from opentelemetry.context import Context
+from opentelemetry.metrics import Counter, Histogram, MeterProvider, UpDownCounter
+from opentelemetry.trace import NoOpTracerProvider, ProxyTracerProvider, Span, SpanKind, StatusCode, TracerProvider
+from opentelemetry.trace import Tracer as OtelTracer
+
+from fastapi_http_client.call import Call, Handler
+from fastapi_http_client.models import HTTPResponse
+from fastapi_http_client.propagation import outgoing_context
+from fastapi_http_client.redaction import redact_url
+
+if TYPE_CHECKING:
+    from fastapi_http_client.circuit_breaker import StateChange
+
+SCOPE = "fastapi_http_client"
+SCHEMA_URL = "https://opentelemetry.io/schemas/1.36.0"
+CLIENT = "fastapi_http_client.client"
+"""The attribute that holds the client's name."""
+
+DURATION_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+_KNOWN_METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"})
+_PORTS = {"http": 80, "https": 443}
+
+# The contrib instrumentor for httpx looks for this key before it makes a span of its own. The key is part of the API
+# package, though not of its public names; without it there would be two spans.
+_SUPPRESS_HTTP = getattr(otel_context, "_SUPPRESS_HTTP_INSTRUMENTATION_KEY", None)
+_SUPPRESS_ALL = getattr(otel_context, "_SUPPRESS_INSTRUMENTATION_KEY", None)
+_CONTRIB = "opentelemetry.instrumentation.httpx"
+
+
+class ClientSpan:
+    """The step that makes a span of each request on the wire, and measures it.
+
+    It stands outside of `Propagation`, so that the upstream's span becomes a child of this one.
+    """
+
+    __slots__ = ("_client_name", "_meter_provider", "_tracer_provider")
+    name = "client span"
+
+    def __init__(
+        self,
+        client_name: str | None = None,
+        *,
+        tracer_provider: TracerProvider | None = None,
+        meter_provider: MeterProvider | None = None,
+    ) -> None:
+        self._client_name = client_name
+        self._tracer_provider = tracer_provider
+        self._meter_provider = meter_provider
+
+    async def __call__(self, request: httpx.Request, call_next: Handler) -> HTTPResponse:
+        tracer = _tracer(self._tracer_provider)
+        instruments = _instruments(self._meter_provider)
+        if (tracer is None and instruments is None) or _is_suppressed():
+            return await call_next(request)
+        observed = _Observed(request, self._client_name, tracer, instruments)
+        try:
+            response = await call_next(request)
+        except BaseException as error:
+            observed.end(error=error)
+            raise
+        observed.end(response=response)
+        return response
+
+
+def report_retry(
+    request: httpx.Request, client_name: str | None, delay: float, *, meter_provider: MeterProvider | None = None
+) -> None:
+    """A call is tried once more, after a delay in seconds."""
+    instruments = _instruments(meter_provider)
+    if instruments is not None:
+        attributes = {**_named(client_name), "http.request.method": _method(request)}
+        instruments.retries.add(1, attributes)
+        instruments.retry_delay.record(delay, attributes)
+
+
+def report_limiter_wait(
+    client_name: str | None, seconds: float, *, meter_provider: MeterProvider | None = None
+) -> None:
+    """An attempt waited so long in the rate limiter."""
+    instruments = _instruments(meter_provider)
+    if instruments is not None:
+        instruments.limiter_wait.record(seconds, _named(client_name))
+
+
+def report_circuit_change(change: StateChange, *, meter_provider: MeterProvider | None = None) -> None:
+    """A circuit changed its state: a listener for `CircuitBreaker.subscribe()`."""
+    instruments = _instruments(meter_provider)
+    if instruments is not None:
+        states = {"circuit_breaker.from": change.old.value, "circuit_breaker.to": change.new.value}
+        instruments.circuit_changes.add(1, {**_named(change.name), **states})
+
+
+def _named(client_name: str | None) -> dict[str, str]:
+    return {} if client_name is None else {CLIENT: client_name}
+
+
+class _Observed:
+    """One request on the wire: from its start to its end, as a span, as metrics, or as both."""
+
+    __slots__ = ("_attributes", "_clock", "_instruments", "_span", "_started", "_token")
+
+    def __init__(
+        self,
+        request: httpx.Request,
+        client_name: str | None,
+        tracer: OtelTracer | None,
+        instruments: _Instruments | None,
+    ) -> None:
+        call = Call.of(request)
+        self._attributes = _attributes(request, call)
+        self._instruments = instruments
+        self._span: Span | None = None
+        if tracer is not None:
+            self._span, context = _start_span(tracer, request, call, client_name, self._attributes)
+            self._token = otel_context.attach(context)
+        if instruments is not None:
+            instruments.active.add(1, _of_active(self._attributes))
+        self._clock = call.clock
+        self._started = call.clock.monotonic()
+
+    def end(self, *, response: httpx.Response | None = None, error: BaseException | None = None) -> None:
+        elapsed = self._clock.monotonic() - self._started
+        attributes = self._attributes
+        active = _of_active(attributes) if self._instruments is not None else {}
+        failed = error is not None and not isinstance(error, asyncio.CancelledError)
+        if response is not None:
+            attributes["http.response.status_code"] = response.status_code
+            attributes["network.protocol.version"] = response.http_version.removeprefix("HTTP/")
+            if response.status_code >= 400:
+                attributes["error.type"] = str(response.status_code)
+                failed = True
+        elif error is not None:
+            attributes["error.type"] = _error_type(error)
+        if self._instruments is not None:
+            # While the span is current, so that the SDK can attach it as an exemplar.
+            self._instruments.duration.record(elapsed, attributes)
+            self._instruments.active.add(-1, active)
+        if self._span is not None:
+            otel_context.detach(self._token)
+            self._span.set_attributes(attributes)
+            if failed:
+                self._span.set_status(StatusCode.ERROR)
+            self._span.end()
+
+
+def _start_span(
+    tracer: OtelTracer, request: httpx.Request, call: Call, client_name: str | None, common: dict[str, Any]
+) -> tuple[Span, Context]:
+    attributes = {**common, "url.full": redact_url(request.url, call.secret_params)}
+    method = common["http.request.method"]
+    if method == "_OTHER":
+        attributes["http.request.method_original"] = request.method
+    if call.resends > 0:
+        attributes["http.request.resend_count"] = call.resends
+    if client_name is not None:
+        attributes[CLIENT] = client_name
+    name = "HTTP" if method == "_OTHER" else method
+    if call.url_template:
+        name = f"{name} {call.url_template}"
+    parent = outgoing_context()
+    span = tracer.start_span(name, context=parent, kind=SpanKind.CLIENT, attributes=attributes)
+    context = trace.set_span_in_context(span, parent)
+    if _SUPPRESS_HTTP is not None and _CONTRIB in sys.modules:
+        context = otel_context.set_value(_SUPPRESS_HTTP, True, context)
+    return span, context
+
+
+def _attributes(request: httpx.Request, call: Call) -> dict[str, Any]:
+    """What span and metric have in common, known before the request is sent."""
+    url = request.url
+    attributes: dict[str, Any] = {
+        "http.request.method": _method(request),
+        "server.address": url.host,
+        "server.port": url.port or _PORTS.get(url.scheme, 0),
+        "url.scheme": url.scheme,
+    }
+    if call.url_template:
+        attributes["url.template"] = call.url_template
+    return attributes
+
+
+def _of_active(attributes: dict[str, Any]) -> dict[str, Any]:
+    return {key: attributes[key] for key in ("http.request.method", "server.address", "server.port", "url.scheme")}
+
+
+def _method(request: httpx.Request) -> str:
+    return request.method if request.method in _KNOWN_METHODS else "_OTHER"
+
+
+def _error_type(error: BaseException) -> str:
+    """The class of the failure: httpx's when that is underneath, since it says more than ours."""
+    cls = type(error.__cause__ if isinstance(error.__cause__, httpx.HTTPError) else error)
+    return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+
+
+# -- providers ---------------------------------------------------------------------------------------------------
+
+
+class _Instruments:
+    """The instruments of one meter provider."""
+
+    def __init__(self, provider: MeterProvider) -> None:
+        meter = provider.get_meter(SCOPE, schema_url=SCHEMA_URL)
+        self.duration: Histogram = meter.create_histogram(
+            "http.client.request.duration",
+            unit="s",
+            description="Duration of HTTP client requests.",
+            explicit_bucket_boundaries_advisory=DURATION_BUCKETS,
+        )
+        self.active: UpDownCounter = meter.create_up_down_counter(
+            "http.client.active_requests", unit="{request}", description="Number of active HTTP requests."
+        )
+        self.retries: Counter = meter.create_counter(
+            "fastapi_http_client.retries", unit="{retry}", description="Number of attempts after the first."
+        )
+        self.retry_delay: Histogram = meter.create_histogram(
+            "fastapi_http_client.retry.delay",
+            unit="s",
+            description="Time that calls waited before a retry.",
+            explicit_bucket_boundaries_advisory=DURATION_BUCKETS,
+        )
+        self.limiter_wait: Histogram = meter.create_histogram(
+            "fastapi_http_client.rate_limiter.wait",
+            unit="s",
+            description="Time that calls waited in the rate limiter.",
+            explicit_bucket_boundaries_advisory=DURATION_BUCKETS,
+        )
+        self.circuit_changes: Counter = meter.create_counter(
+            "fastapi_http_client.circuit_breaker.state_changes",
+            unit="{change}",
+            description="Number of times that a circuit changed its state.",
+        )
+
+
+def _tracer(given: TracerProvider | None) -> OtelTracer | None:
+    provider = given or trace.get_tracer_provider()
+    return None if isinstance(provider, ProxyTracerProvider | NoOpTracerProvider) else _tracer_of(provider)
+
+
+def _instruments(given: MeterProvider | None) -> _Instruments | None:
+    provider = given or metrics.get_meter_provider()
+    # The API has no public name for the provider that stands in until a real one is set.
+    if type(provider).__name__ in ("_ProxyMeterProvider", "NoOpMeterProvider"):
+        return None
+    return _instruments_of(provider)
+
+
+@functools.lru_cache(maxsize=8)
+def _tracer_of(provider: TracerProvider) -> OtelTracer:
+    return provider.get_tracer(SCOPE, schema_url=SCHEMA_URL)
+
+
+@functools.lru_cache(maxsize=8)
+def _instruments_of(provider: MeterProvider) -> _Instruments:
+    return _Instruments(provider)
+
+
+def _is_suppressed() -> bool:
+    """Whether instrumentation is switched off here, as exporters do for their own requests."""
+    current = otel_context.get_current()
+    return bool(current) and any(key is not None and current.get(key) for key in (_SUPPRESS_ALL, _SUPPRESS_HTTP))

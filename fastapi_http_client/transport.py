@@ -1,0 +1,228 @@
+"""The network under a client: httpx's transport class over httpcore2's connection pool.
+
+httpx 0.28.1 brings httpcore 1.0, whose pool loses a slot for ever when a request is cancelled while it connects
+(encode/httpcore#1093) and does not reuse connections under load. httpcore2 has neither fault and the same shapes.
+Keeping `httpx.AsyncHTTPTransport.handle_async_request` in the path keeps respx, pytest-httpx and the OpenTelemetry
+instrumentation working, since all of them patch that method.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import ssl
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpcore2
+import httpx
+
+from fastapi_http_client.clock import SYSTEM_CLOCK
+from fastapi_http_client.config import ClientConfig
+from fastapi_http_client.errors import ConfigurationError, Problem
+
+
+def create_transport(
+    config: ClientConfig, *, ssl_context: ssl.SSLContext, http1: bool = True
+) -> httpx.AsyncBaseTransport:
+    """The transport for a client's options: the seam where another engine, or a test's fake network, comes in."""
+    return HTTPCoreTransport(config, ssl_context=ssl_context, http1=http1)
+
+
+class HTTPCoreTransport(httpx.AsyncHTTPTransport):
+    """`httpx.AsyncHTTPTransport` with httpcore2's pool in the place of httpcore's."""
+
+    def __init__(self, config: ClientConfig, *, ssl_context: ssl.SSLContext, http1: bool = True) -> None:
+        # The base class's __init__ would build a TLS context and a pool only to have them replaced.
+        self._pool = _Pool(config, ssl_context=ssl_context, http1=http1)  # type: ignore[assignment]
+
+
+class _Pool:
+    """httpcore2's pool in the shape that httpx calls: its requests in, httpx's errors out."""
+
+    def __init__(self, config: ClientConfig, *, ssl_context: ssl.SSLContext, http1: bool) -> None:
+        self._pool = httpcore2.AsyncConnectionPool(
+            ssl_context=ssl_context,
+            proxy=_proxy(config.proxy),
+            max_connections=config.max_connections,
+            max_keepalive_connections=config.max_keepalive_connections,
+            keepalive_expiry=config.keepalive_expiry,
+            http1=http1,
+            http2=config.http2,
+            network_backend=_Network(),  # pyright: ignore[reportArgumentType]
+        )
+        if config.max_connection_age is not None:
+            _limit_age(self._pool, config.max_connection_age)
+
+    async def handle_async_request(self, request: Any) -> httpcore2.Response:
+        with _as_httpx_errors():
+            response = await self._pool.handle_async_request(
+                httpcore2.Request(
+                    method=request.method,
+                    url=httpcore2.URL(
+                        scheme=request.url.scheme,
+                        host=request.url.host,
+                        port=request.url.port,
+                        target=request.url.target,
+                    ),
+                    headers=request.headers,
+                    content=request.stream,
+                    extensions=request.extensions,
+                )
+            )
+        response.stream = _Body(response.stream)
+        return response
+
+    async def aclose(self) -> None:
+        with _as_httpx_errors():
+            await self._pool.aclose()
+
+    async def __aenter__(self) -> _Pool:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
+
+
+class _Body:
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        with _as_httpx_errors():
+            async for chunk in self._stream:
+                yield chunk
+
+    async def aclose(self) -> None:
+        with _as_httpx_errors():
+            await self._stream.aclose()
+
+
+_ERRORS: dict[type[Exception], type[httpx.TransportError]] = {
+    getattr(httpcore2, cls.__name__): cls
+    for cls in (
+        httpx.ConnectTimeout,
+        httpx.ReadTimeout,
+        httpx.WriteTimeout,
+        httpx.PoolTimeout,
+        httpx.TimeoutException,
+        httpx.ConnectError,
+        httpx.ReadError,
+        httpx.WriteError,
+        httpx.NetworkError,
+        httpx.ProxyError,
+        httpx.UnsupportedProtocol,
+        httpx.LocalProtocolError,
+        httpx.RemoteProtocolError,
+        httpx.ProtocolError,
+    )
+}
+
+
+@contextlib.contextmanager
+def _as_httpx_errors() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        for cls in type(error).__mro__:
+            if cls in _ERRORS:
+                raise _ERRORS[cls](str(error)) from error
+        raise
+
+
+class _Network(httpcore2.AnyIOBackend):  # pyright sees what it would be without anyio, which httpx brings
+    """httpcore2's network, which closes the socket of a TLS handshake that is cancelled (it is left open otherwise)."""
+
+    async def connect_tcp(self, *args: Any, **kwargs: Any) -> httpcore2.AsyncNetworkStream:
+        return _Stream(await super().connect_tcp(*args, **kwargs))  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class _Stream(httpcore2.AsyncNetworkStream):
+    def __init__(self, stream: httpcore2.AsyncNetworkStream) -> None:
+        self._stream = stream
+        # Bound once, so that a read or a write costs no second coroutine.
+        self.read = stream.read  # type: ignore[method-assign]
+        self.write = stream.write  # type: ignore[method-assign]
+        self.aclose = stream.aclose  # type: ignore[method-assign]
+        self.get_extra_info = stream.get_extra_info  # type: ignore[method-assign]
+
+    async def start_tls(self, *args: Any, **kwargs: Any) -> httpcore2.AsyncNetworkStream:
+        try:
+            return await self._stream.start_tls(*args, **kwargs)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self._stream.aclose()
+            raise
+
+
+def _proxy(url: str | None) -> httpcore2.Proxy | None:
+    if url is None:
+        return None
+    parsed = httpx.URL(url)
+    auth = (parsed.username.encode(), parsed.password.encode()) if parsed.userinfo else None
+    return httpcore2.Proxy(url=str(parsed.copy_with(username=None, password=None)), auth=auth)
+
+
+def _limit_age(pool: httpcore2.AsyncConnectionPool, limit: float) -> None:
+    """Let every connection of the pool expire at an age of `limit` seconds, once it is idle."""
+    create = pool.create_connection
+
+    def create_mortal(origin: httpcore2.Origin) -> Any:
+        connection = create(origin)
+        born = SYSTEM_CLOCK.monotonic()
+        has_expired = connection.has_expired
+        connection.has_expired = lambda: SYSTEM_CLOCK.monotonic() - born > limit or has_expired()  # type: ignore[method-assign]
+        return connection
+
+    pool.create_connection = create_mortal  # type: ignore[method-assign]
+
+
+# -- TLS ---------------------------------------------------------------------------------------------------------
+
+
+def ssl_context_for(config: ClientConfig) -> ssl.SSLContext:
+    """The TLS context for a client's options, one for all clients whose options are the same.
+
+    A context costs 20 to 30 ms and nearly 1 MB. Raises `ConfigurationError` naming the file that cannot be used.
+    """
+    for field in ("ca_file", "client_cert", "client_key"):
+        path = getattr(config, field)
+        if path is not None and not Path(path).is_file():
+            raise _unusable(field, f"there is no file {path!r}")
+    return _ssl_context(
+        config.verify_ssl,
+        config.ca_file,
+        config.client_cert,
+        config.client_key,
+        config.trust_env,
+        config.http2,  # the pool sets the protocols it offers on the context itself
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _ssl_context(
+    verify: bool, ca_file: str | None, cert: str | None, key: str | None, trust_env: bool, http2: bool
+) -> ssl.SSLContext:
+    if ca_file is None:
+        context = httpx.create_ssl_context(verify=verify, trust_env=trust_env)
+    else:
+        try:
+            context = ssl.create_default_context(cafile=ca_file)
+        except (OSError, ssl.SSLError) as error:
+            raise _unusable("ca_file", f"{ca_file!r} holds no usable certificates") from error
+    if cert is not None:
+        try:
+            context.load_cert_chain(cert, key, password=lambda: "")
+        except (OSError, ssl.SSLError) as error:
+            field = "client_cert" if key is None else "client_key"
+            raise _unusable(
+                field, f"certificate {cert!r} and its key cannot be used ({type(error).__name__})"
+            ) from error
+    return context
+
+
+def _unusable(field: str, what: str) -> ConfigurationError:
+    problem = Problem(field, what)
+    return ConfigurationError(str(problem), problems=(problem,))
