@@ -8,39 +8,33 @@ from __future__ import annotations
 
 import base64
 import inspect
-import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
-from typing import Any
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
+from typing import Any, NoReturn, TypeVar
 from urllib.parse import quote_plus
 
 import httpx
-from pydantic import SecretStr
+from pydantic import BaseModel, SecretStr
 
+from fastapi_http_client.config import APIKeyConfig, BasicConfig, BearerConfig, valid_token
 from fastapi_http_client.errors import AuthenticationError, ConfigurationError
 
 Token = str | SecretStr
 TokenSource = Token | Callable[[], Token] | Callable[[], Awaitable[Token]]
 
-_VISIBLE = re.compile(r"[\x21-\x7e]+")
-_HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-MAX_TOKEN = 16 * 1024
+M = TypeVar("M", bound=BaseModel)
 
 
-def plain(secret: Token) -> str:
-    return secret.get_secret_value() if isinstance(secret, SecretStr) else secret
+def checked(owner: object, config: type[M], **arguments: Any) -> M:
+    """The arguments of an auth, by the rules that hold for the same options in the environment.
 
-
-def _required(value: object, argument: str) -> SecretStr:
-    if isinstance(value, SecretStr):
-        value = value.get_secret_value()
-    if not isinstance(value, str) or not value:
-        raise ConfigurationError(f"{argument}: must be a text that is not empty")
-    return SecretStr(value)
-
-
-def valid_token(token: str) -> bool:
-    """Whether a text can stand in `Authorization: Bearer …`: visible ASCII, and not absurdly long."""
-    return len(token) <= MAX_TOKEN and _VISIBLE.fullmatch(token) is not None
+    Raises `ConfigurationError`.
+    """
+    try:
+        return config(**arguments)
+    except ConfigurationError as error:
+        problems = error.problems
+    what = "; ".join(map(str, problems))
+    raise ConfigurationError(f"{type(owner).__name__}: {what}", problems=problems)
 
 
 class CredentialAuth(httpx.Auth):
@@ -51,12 +45,14 @@ class CredentialAuth(httpx.Auth):
     credential_params: frozenset[str] = frozenset()
     """The query keys it sets, likewise."""
 
-    def sign(self, request: httpx.Request) -> Awaitable[None] | None:
-        """Put the credential on the request; an awaitable is returned when it must be had first."""
+    def sign(self, request: httpx.Request) -> Coroutine[Any, Any, None] | None:
+        """Put the credential on the request; a coroutine is returned when it must be had first."""
         raise NotImplementedError
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        if self.sign(request) is not None:
+        signing = self.sign(request)
+        if signing is not None:
+            signing.close()
             raise ConfigurationError(f"{type(self).__name__}: an async token source needs an async client")
         yield request
 
@@ -65,6 +61,9 @@ class CredentialAuth(httpx.Auth):
         if signing is not None:
             await signing
         yield request
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"{type(self).__name__} holds a secret, which must not be written down")
 
 
 class BearerAuth(CredentialAuth):
@@ -78,17 +77,15 @@ class BearerAuth(CredentialAuth):
         self._source = token if callable(token) else None
         self._token: SecretStr | None = None
         if not callable(token):
-            self._token = _required(token, "token")
-            if not valid_token(self._token.get_secret_value()):
-                raise ConfigurationError("token: holds a character that a bearer token cannot have, or is too long")
+            self._token = checked(self, BearerConfig, token=token).token
 
-    def sign(self, request: httpx.Request) -> Awaitable[None] | None:
+    def sign(self, request: httpx.Request) -> Coroutine[Any, Any, None] | None:
         if self._token is not None:
             request.headers["Authorization"] = f"Bearer {self._token.get_secret_value()}"
             return None
         assert self._source is not None
         try:
-            token = self._source()
+            token = _wrapped(self._source())
         except Exception as error:
             raise AuthenticationError(f"the bearer token could not be had: {type(error).__name__}") from error
         if inspect.isawaitable(token):
@@ -96,22 +93,26 @@ class BearerAuth(CredentialAuth):
         self._put(request, token)
         return None
 
-    async def _sign_later(self, request: httpx.Request, pending: Awaitable[Token]) -> None:
+    async def _sign_later(self, request: httpx.Request, pending: Awaitable[object]) -> None:
         try:
-            token = await pending
+            token = _wrapped(await pending)
         except Exception as error:
             raise AuthenticationError(f"the bearer token could not be had: {type(error).__name__}") from error
         self._put(request, token)
 
     @staticmethod
     def _put(request: httpx.Request, token: object) -> None:
-        text = plain(token) if isinstance(token, str | SecretStr) else ""
-        if not valid_token(text):
+        if not isinstance(token, SecretStr) or not valid_token(token.get_secret_value()):
             raise AuthenticationError("the bearer token could not be had: its source returned no valid token")
-        request.headers["Authorization"] = f"Bearer {text}"
+        request.headers["Authorization"] = f"Bearer {token.get_secret_value()}"
 
     def __repr__(self) -> str:
         return "BearerAuth(token=<callable>)" if self._source else "BearerAuth(token='**********')"
+
+
+def _wrapped(token: object) -> object:
+    """A token as no log shows it, not even one that prints the local variables of a traceback."""
+    return SecretStr(token) if isinstance(token, str) else token
 
 
 class APIKeyAuth(CredentialAuth):
@@ -121,16 +122,12 @@ class APIKeyAuth(CredentialAuth):
     """
 
     def __init__(self, api_key: Token, header_name: str = "X-API-Key", query_param_name: str | None = None) -> None:
-        self._key = _required(api_key, "api_key")
-        key = self._key.get_secret_value()
-        if query_param_name is not None and not query_param_name:
-            raise ConfigurationError("query_param_name: must not be empty")
-        if query_param_name is None and not _HEADER_NAME.fullmatch(header_name):
-            raise ConfigurationError(f"header_name: {header_name!r} is no header name")
-        if query_param_name is None and not (key.isascii() and key.isprintable() and key == key.strip()):
-            raise ConfigurationError("api_key: holds a character that no header value may hold")
-        self.header_name = header_name
-        self.query_param_name = query_param_name
+        config = checked(
+            self, APIKeyConfig, api_key=api_key, header_name=header_name, query_param_name=query_param_name
+        )
+        self._key = config.api_key
+        self.header_name = header_name = config.header_name
+        self.query_param_name = config.query_param_name
         self.credential_headers = frozenset() if query_param_name else frozenset({header_name.lower()})
         self.credential_params = frozenset({query_param_name}) if query_param_name else frozenset()
 
@@ -152,10 +149,9 @@ class BasicAuth(CredentialAuth):
     """HTTP Basic credentials in UTF-8 (RFC 7617). A user name with a colon is refused: it could not be told apart."""
 
     def __init__(self, username: str, password: Token) -> None:
-        if ":" in username:
-            raise ConfigurationError("username: must not hold a colon")
-        self.username = username
-        pair = f"{username}:{plain(password)}".encode()
+        config = checked(self, BasicConfig, username=username, password=password)
+        self.username = config.username
+        pair = f"{config.username}:{config.password.get_secret_value()}".encode()
         self._header = SecretStr("Basic " + base64.b64encode(pair).decode("ascii"))
 
     def sign(self, request: httpx.Request) -> None:

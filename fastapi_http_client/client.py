@@ -7,7 +7,7 @@ import copy
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypedDict, cast
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import httpx
 from httpx import USE_CLIENT_DEFAULT
@@ -27,7 +27,8 @@ from fastapi_http_client.config import (
 )
 from fastapi_http_client.errors import ConfigurationError, HTTPRequestError, Problem
 from fastapi_http_client.exchange import Body, Exchange
-from fastapi_http_client.lifecycle import Lifecycle, shielded
+from fastapi_http_client.fast import is_plain, plain_request
+from fastapi_http_client.lifecycle import ClientStateError, Lifecycle, shielded
 from fastapi_http_client.middleware import Middleware
 from fastapi_http_client.models import HTTPResponse, copy_request
 from fastapi_http_client.oauth2 import OAuth2ClientCredentials
@@ -234,9 +235,13 @@ class AsyncHTTPClient(httpx.AsyncClient):
         self.exchange = Exchange(self)
         self.fetch_token = build_token_pipeline(self)
         self._handler, self.pipeline = build(self)
+        self._take_base_url()
+
+    def _take_base_url(self) -> None:
+        """Join paths to the base URL, and keep credentials to its origin: again when it is set anew."""
         self._join = Joiner(self.base_url)
         self._origins: frozenset[tuple[str, str, int | None]] = frozenset()
-        if self.config.base_url:
+        if self.base_url.host:
             allowed = (origin(httpx.URL(allowed)) for allowed in self.config.allowed_origins)
             self._origins = frozenset({origin(self.base_url), *allowed})
 
@@ -267,11 +272,13 @@ class AsyncHTTPClient(httpx.AsyncClient):
             view.circuit_breaker = None
         if "base_url" in config_fields:
             view.base_url = httpx.URL(config.base_url)
+        view.headers, view.params, view.event_hooks = self.headers, self.params, self.event_hooks  # httpx copies them
         if "headers" in config_fields:
-            view.headers = httpx.Headers(self.headers)
             view.headers.update(config.headers)
         if "auth" in config_fields:
             view._auth = _auth_from_config(config.auth)
+            if isinstance(view._auth, OAuth2ClientCredentials):
+                view._auth.bind(self.clock)
         if config_fields.keys() & {"timeout", "connect_timeout", "total_timeout"}:
             view.timeout = _timeout(config)
         view.follow_redirects = config.follow_redirects
@@ -301,12 +308,18 @@ class AsyncHTTPClient(httpx.AsyncClient):
         if path_params is not None:
             extensions[_OPTIONS] = {**extensions.get(_OPTIONS, {}), "url_template": str(url)}
             url = expand(str(url), path_params)
-        if self._join.base is not self.base_url:  # it was set anew
-            self._join = Joiner(self.base_url)
+        if self._join.base is not self.base_url:
+            self._take_base_url()
         joined = self._join(url)
         try:
-            url = with_params(joined, self.params.merge(params))
-            return super().build_request(method, url, extensions=extensions, **rest)
+            if params or self.params:
+                joined = with_params(joined, self.params.merge(params))
+            if is_plain(method, rest) and not self.cookies:
+                timeout = rest.get("timeout", USE_CLIENT_DEFAULT)
+                limits = self.timeout if timeout is USE_CLIENT_DEFAULT else httpx.Timeout(timeout)
+                extensions.setdefault("timeout", limits.as_dict())
+                return plain_request(method, joined, self.headers, rest.get("headers"), extensions)
+            return super().build_request(method, joined, extensions=extensions, **rest)
         except (UnicodeError, httpx.InvalidURL) as error:
             raise HTTPRequestError(
                 f"{method} {redact_url(joined)}: the request cannot be built: {type(error).__name__}",
@@ -390,6 +403,8 @@ class AsyncHTTPClient(httpx.AsyncClient):
         follow_redirects: Any = USE_CLIENT_DEFAULT,
     ) -> HTTPResponse:
         """Send a request through the pipeline. Every verb, `stream()` and every SDK ends here."""
+        if self._join.base is not self.base_url:
+            self._take_base_url()
         if Call.is_on(request):  # the same object is sent again, perhaps while its first call is still going on
             request = _fresh(request)
         options = request.extensions.get(_OPTIONS) or {}
@@ -420,7 +435,13 @@ class AsyncHTTPClient(httpx.AsyncClient):
             )
         self.lifecycle.enter()
         try:
-            response = await self._handler(request)
+            response = await self.lifecycle.until_closed(self._handler(request))
+        except ClientStateError as error:
+            self.lifecycle.leave()
+            error.request = request
+            error.attempts = tuple(call.attempts)
+            error.client = self.name
+            raise
         except BaseException:
             self.lifecycle.leave()
             raise
@@ -468,14 +489,21 @@ class AsyncHTTPClient(httpx.AsyncClient):
         await self.lifecycle.drain(grace)
 
     async def aclose(self) -> None:
-        """Close the client and its connections; calls in flight end with an error. A second time does nothing."""
-        if self._owner is None and not self.lifecycle.closed:
-            await shielded(self._close())
+        """Close the client and its connections; calls in flight end with an error. A second time does nothing.
+
+        On another event loop than that of its calls it raises `ClientStateError`, unless that loop is gone.
+        """
+        if self._owner is not None or self.lifecycle.closed:
+            return
+        if not self.lifecycle.is_stranded:
+            self.lifecycle.check_loop()
+        await shielded(self._close())
 
     async def _close(self) -> None:
         for task in self.lifecycle.close():
             await _ended(task)
-        await super().aclose()
+        if not self.lifecycle.is_stranded:
+            await super().aclose()
 
     async def __aenter__(self) -> Self:
         if self._owner is None:

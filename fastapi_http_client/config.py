@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence, Set
 from typing import Annotated, Any, Literal
 
 import httpx
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, SecretStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+)
 from pydantic import model_validator as _model_validator
 
 from fastapi_http_client.errors import ConfigurationError, Problem
@@ -17,6 +27,8 @@ from fastapi_http_client.redaction import redact_headers, redact_url
 METHODS = frozenset({"GET", "HEAD", "OPTIONS", "POST", "PUT", "DELETE", "PATCH", "TRACE"})
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+_VISIBLE = re.compile(r"[\x21-\x7e]+")
+MAX_TOKEN = 16 * 1024
 
 
 # -- values ------------------------------------------------------------------------------------------------------
@@ -46,19 +58,13 @@ def _mapping(value: object) -> object:
 
 def _method(value: object) -> object:
     if isinstance(value, str) and value.strip().upper() not in METHODS:
-        raise ValueError(f"unknown method {value!r}; known are {', '.join(sorted(METHODS))}")
+        raise ValueError(f"unknown method; known are {', '.join(sorted(METHODS))}")
     return value.strip().upper() if isinstance(value, str) else value
-
-
-def _status(value: int) -> int:
-    if not 100 <= value <= 599:
-        raise ValueError(f"unknown status {value}; a status is between 100 and 599")
-    return value
 
 
 def _header_name(value: str) -> str:
     if not _TOKEN.fullmatch(value):
-        raise ValueError(f"{value!r} is no header name")
+        raise ValueError(f"is no header name")
     return value
 
 
@@ -96,6 +102,45 @@ def _endpoint(value: str) -> str:
     return value
 
 
+def valid_token(token: str) -> bool:
+    """Whether a text can stand in `Authorization: Bearer …`: visible ASCII, and not absurdly long."""
+    return len(token) <= MAX_TOKEN and _VISIBLE.fullmatch(token) is not None
+
+
+def _token(value: SecretStr) -> SecretStr:
+    if not valid_token(value.get_secret_value()):
+        raise ValueError("is empty, too long, or holds a character that a bearer token cannot have")
+    return value
+
+
+def _encodable(value: SecretStr) -> SecretStr:
+    try:
+        value.get_secret_value().encode()
+    except UnicodeEncodeError:
+        raise ValueError("holds a character that has no encoding") from None
+    return value
+
+
+def _secret(value: SecretStr) -> SecretStr:
+    if not value.get_secret_value():
+        raise ValueError("must not be empty")
+    return _encodable(value)
+
+
+def _api_key(value: SecretStr, info: ValidationInfo) -> SecretStr:
+    key = _secret(value).get_secret_value()
+    if info.data.get("query_param_name") is None and not (key.isascii() and key.isprintable() and key == key.strip()):
+        raise ValueError("holds a character that no header value may hold")
+    return value
+
+
+def _user_name(value: str) -> str:
+    if ":" in value:
+        raise ValueError("must not hold a colon, which ends the user name in HTTP Basic")
+    _encodable(SecretStr(value))
+    return value
+
+
 def _origin(value: str) -> str:
     url = _http_url(value)
     if url.path not in ("", "/") or url.query or url.userinfo:
@@ -116,8 +161,9 @@ def _proxy(value: str) -> str:
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Wait = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
-Status = Annotated[int, Field(strict=False), BeforeValidator(lambda v: v.strip() if isinstance(v, str) else v)]
 HeaderName = Annotated[str, BeforeValidator(lambda v: _header_name(v.strip()) if isinstance(v, str) else v)]
+Text = Annotated[str, Field(min_length=1)]
+Secret = Annotated[SecretStr, AfterValidator(_secret)]
 
 
 class _Model(BaseModel):
@@ -133,11 +179,24 @@ class _Model(BaseModel):
             message = f"{type(self).__name__}: " + "; ".join(str(problem) for problem in problems)
             raise ConfigurationError(message, problems=problems) from None
 
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        for name, value in super().__repr_args__():
+            yield name, self.shown(name, value) if name else value
+
+    @staticmethod
+    def shown(name: str, value: Any) -> Any:
+        """The value of a field as it may be shown: secrets masked."""
+        if name == "headers":
+            return redact_headers(value)
+        if name.endswith(("base_url", "proxy", "token_url")) and value:
+            return redact_url(value)
+        return value
+
 
 def _problems(error: ValidationError) -> Iterator[Problem]:
     for item in error.errors(include_input=False, include_url=False, include_context=True):
         cause = item.get("ctx", {}).get("error")
-        path = ".".join(str(part) for part in item["loc"] if not _is_tag(part))
+        path = ".".join(_path(item["loc"]))
         if isinstance(cause, ConfigurationError) and cause.problems:
             for problem in cause.problems:
                 yield Problem(".".join(filter(None, (path, problem.argument))), problem.message)
@@ -152,8 +211,12 @@ def _problems(error: ValidationError) -> Iterator[Problem]:
         yield Problem(path, text)
 
 
-def _is_tag(part: int | str) -> bool:
-    return part in AUTH_TYPES or (isinstance(part, str) and part.startswith(("function-", "frozenset[", "tuple[")))
+def _path(location: tuple[int | str, ...]) -> list[str]:
+    """Where a value stands, as one would write it: pydantic also names the kind of auth, and a key as `[key]`."""
+    parts = [str(part) for part in location if part != "[key]"]
+    if parts[:1] == ["auth"] and len(parts) > 1:
+        del parts[1]
+    return parts
 
 
 # -- credentials -------------------------------------------------------------------------------------------------
@@ -163,24 +226,24 @@ class BearerConfig(_Model):
     """`Authorization: Bearer <token>`."""
 
     type: Literal["bearer"] = "bearer"
-    token: SecretStr
+    token: Annotated[SecretStr, AfterValidator(_token)]
 
 
 class APIKeyConfig(_Model):
     """A key in a header, or in the query when `query_param_name` is given."""
 
     type: Literal["api_key"] = "api_key"
-    api_key: SecretStr
     header_name: HeaderName = "X-API-Key"
-    query_param_name: str | None = None
+    query_param_name: Text | None = None
+    api_key: Annotated[SecretStr, AfterValidator(_api_key)]  # the last, because the others say where it has to fit
 
 
 class BasicConfig(_Model):
     """HTTP Basic credentials (RFC 7617)."""
 
     type: Literal["basic"] = "basic"
-    username: str
-    password: SecretStr
+    username: Annotated[str, AfterValidator(_user_name)]
+    password: Annotated[SecretStr, AfterValidator(_encodable)]
 
 
 class OAuth2Config(_Model):
@@ -188,8 +251,8 @@ class OAuth2Config(_Model):
 
     type: Literal["oauth2"] = "oauth2"
     token_url: Annotated[str, BeforeValidator(lambda v: _endpoint(v) if isinstance(v, str) else v)]
-    client_id: str
-    client_secret: SecretStr
+    client_id: Text
+    client_secret: Secret
     scope: str | None = None
     cache_duration: Seconds = 3600.0
 
@@ -248,12 +311,13 @@ class ClientConfig(_Model):
     retry_max_delay: Wait = 60.0
     retry_jitter: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.1
     """Each delay is varied by at most this share of itself, up or down."""
-    retry_statuses: Annotated[frozenset[Annotated[int, Field(ge=100, le=599)]], BeforeValidator(_several)] = frozenset(
-        {429, 500, 502, 503, 504}
-    )
-    retry_methods: Annotated[frozenset[Annotated[str, BeforeValidator(_method)]], BeforeValidator(_several)] = (
-        frozenset({"GET", "HEAD", "OPTIONS", "POST", "PUT", "DELETE", "PATCH"})
-    )
+    # Declared wider than they are, so that type checkers let a set or a list be given.
+    retry_statuses: Annotated[
+        Set[Annotated[int, Field(ge=100, le=599)]], BeforeValidator(_several), AfterValidator(frozenset)
+    ] = frozenset({429, 500, 502, 503, 504})
+    retry_methods: Annotated[
+        Set[Annotated[str, BeforeValidator(_method)]], BeforeValidator(_several), AfterValidator(frozenset)
+    ] = frozenset({"GET", "HEAD", "OPTIONS", "POST", "PUT", "DELETE", "PATCH"})
     retry_non_idempotent: bool = False
     """Retry POST and PATCH also when the first attempt may have taken effect."""
     idempotency_keys: bool = False
@@ -278,10 +342,11 @@ class ClientConfig(_Model):
     circuit_breaker_minimum_calls: Count = 10
 
     propagation: Literal["external", "internal", "none"] = "external"
-    propagate_headers: Annotated[tuple[HeaderName, ...], BeforeValidator(_several)] = ()
+    propagate_headers: Annotated[Sequence[HeaderName], BeforeValidator(_several), AfterValidator(tuple)] = ()
     allowed_origins: Annotated[
-        tuple[Annotated[str, BeforeValidator(lambda v: _origin(v) if isinstance(v, str) else v)], ...],
+        Sequence[Annotated[str, BeforeValidator(lambda v: _origin(v) if isinstance(v, str) else v)]],
         BeforeValidator(_several),
+        AfterValidator(tuple),
     ] = ()
     """Other origins that may be called, and get this client's credentials."""
     persist_cookies: bool = False
@@ -314,16 +379,3 @@ class ClientConfig(_Model):
             raise ValueError(f"{lower} ({low:g}) is above {upper} ({high:g})")
         given, default = (lower, upper) if lower in self.model_fields_set else (upper, lower)
         object.__setattr__(self, default, getattr(self, given))  # frozen, and it must not count as set
-
-    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
-        for name, value in super().__repr_args__():
-            yield name, self.shown(name, value) if name else value
-
-    @staticmethod
-    def shown(name: str, value: Any) -> Any:
-        """The value of a field as it may be shown: secrets masked."""
-        if name == "headers":
-            return redact_headers(value)
-        if name in ("base_url", "proxy") and value:
-            return redact_url(value)
-        return value

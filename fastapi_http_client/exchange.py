@@ -60,6 +60,8 @@ class Exchange:
             transport = client._transport_for_url(request.url)
             call.resends += 1
             response = as_http_response(await transport.handle_async_request(request))
+        except HTTPClientError:
+            raise
         except Exception as error:
             raise request_error(error, request) from error
 
@@ -69,12 +71,12 @@ class Exchange:
         headers = response.headers
         if "retry-after" in headers:
             response._received_at = call.clock.wall()
-        if client.keeps_cookies and "set-cookie" in headers:
-            client.cookies.extract_cookies(response)
         response._max_bytes = client.config.max_response_bytes
         if not hasattr(response, "_content"):  # a mock's response may come already read
             response.stream = Body(response, request, started)
         try:
+            if client.keeps_cookies and "set-cookie" in headers:
+                client.cookies.extract_cookies(response)
             for hook in hooks["response"]:
                 await hook(response)
             if not call.stream:
@@ -88,7 +90,7 @@ class Exchange:
         except BaseException:
             await response.aclose()
             raise
-        if not call.stream:
+        if response.is_closed:
             response.elapsed = timedelta(seconds=SYSTEM_CLOCK.monotonic() - started)
         return response
 
@@ -102,7 +104,6 @@ class Body(httpx.AsyncByteStream):
         self._request = request
         self._started = started
         self._closed = False
-        self._complete = False
         self._error: Exception | None = None
         self._listeners: list[Callable[[Exception | None], None]] = []
 
@@ -117,22 +118,21 @@ class Body(httpx.AsyncByteStream):
         call = Call.of(self._request)
         chunks = aiter(self._stream)
         while True:
+            limit = asyncio.timeout(call.remaining() if call.stream else None)
             try:
                 if call.stream and call.deadline is not None:
-                    async with asyncio.timeout(call.remaining()):
+                    async with limit:
                         chunk = await anext(chunks)
                 else:
                     chunk = await anext(chunks)
             except StopAsyncIteration:
                 return
-            except TimeoutError as error:
-                self._error = total_timeout(self._request)
-                raise self._error from error
             except HTTPClientError as error:
                 self._error = error
                 raise
             except Exception as error:
-                self._error = request_error(error, self._request)
+                request = self._response.request  # the caller's, which holds no credential
+                self._error = total_timeout(request) if limit.expired() else request_error(error, request)
                 raise self._error from error
             yield chunk
 
@@ -188,7 +188,11 @@ def total_timeout(request: httpx.Request) -> HTTPTimeoutError:
     call = Call.of(request)
     spent = call.clock.monotonic() - call.started
     return HTTPTimeoutError(
-        described(request, f"the call's time is over after {spent:.2f} s and {len(call.attempts)} finished attempts"),
+        described(
+            request,
+            f"the call's time is over after {spent:.2f} s and {len(call.attempts)} finished attempts",
+            attempt=False,
+        ),
         phase="total",
         request=request,
         client=call.client_name,
@@ -198,9 +202,11 @@ def total_timeout(request: httpx.Request) -> HTTPTimeoutError:
     )
 
 
-def described(request: httpx.Request, what: str) -> str:
-    """A message that says which client, which request, which attempt and what."""
+def described(request: httpx.Request, what: str, *, attempt: bool = True) -> str:
+    """A message that says which client, which request and what; with `attempt`, in which attempt and how late."""
     call = Call.of(request)
     who = f"{call.client_name}: " if call.client_name else ""
-    number = f", attempt {len(call.attempts) + 1}" if call.attempts else ""
-    return f"{who}{request.method} {redact_url(request.url, call.secret_params)}{number}: {what}"
+    line = f"{who}{request.method} {redact_url(request.url, call.secret_params)}"
+    if attempt:
+        line += f", attempt {len(call.attempts) + 1}, after {call.clock.monotonic() - call.started:.2f} s"
+    return f"{line}: {what}"

@@ -10,6 +10,7 @@ from collections.abc import Sized
 
 from fastapi_http_client.clock import SYSTEM_CLOCK
 
+_RESOLUTION = 1e-9  # seconds, as of the loop's own timers
 _IDLE_TURNS = 10  # turns of the loop in a row without work before time jumps; sockets are polled in each of them
 _TURNS = 1000  # before it jumps in any case: somebody spins, or the loop (uvloop) does not tell whether it has work
 
@@ -61,15 +62,21 @@ class FakeClock:
         await awake
 
     def advance(self, seconds: float) -> None:
-        """Moves the time and wakes those whose deadline has come, earliest first; they run when the loop does."""
+        """Moves the time and wakes those whose deadline has come, earliest first; they run when the loop does.
+
+        A deadline that only rounding keeps a nanosecond away is taken along: `0.1 + 0.2` reaches `0.3`.
+        """
         if not 0 <= seconds < math.inf:
             raise ValueError(f"time goes forward only, by a finite number of seconds, not {seconds!r}")
-        self._move_to(self._now + seconds)
+        now = self._now + seconds
+        self._move(now, last=now + max(_RESOLUTION, 4 * math.ulp(now)))
 
-    def _move_to(self, now: float) -> None:
-        self._now = now
-        while self._earliest() <= now:
+    def _move(self, now: float, last: float) -> None:
+        """Moves the time to `now`, or to the latest deadline up to `last` if that is later."""
+        while (deadline := self._earliest()) <= last:
+            now = max(now, deadline)
             heapq.heappop(self._sleepers)[2].set_result(None)
+        self._now = now
 
     def _earliest(self) -> float:
         """The next deadline, infinite when nobody sleeps. Forgets sleepers that were cancelled or lost their loop."""
@@ -90,7 +97,7 @@ class FakeClock:
             return
         turns, idle = turns + 1, idle + 1 if _is_idle(loop) else 0
         if idle == _IDLE_TURNS or turns == _TURNS:
-            self._move_to(deadline)
+            self._move(deadline, last=deadline)
             turns = idle = 0
         loop.call_soon(self._watch, loop, turns, idle)
 

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Awaitable, Coroutine
+from typing import Any, TypeVar
 
 from fastapi_http_client.errors import HTTPRequestError
 
+T = TypeVar("T")
+
 
 class ClientStateError(HTTPRequestError, RuntimeError):
-    """The client cannot be used now: it is closed, or belongs to another event loop. Nothing was sent.
+    """The client cannot be used now: it is closed, or belongs to another event loop.
 
-    Also a `RuntimeError`, which is what httpx raises here.
+    Nothing was sent, unless it was closed while the call was going on. Also a `RuntimeError`, which is what httpx raises
+    here.
     """
 
-    def __init__(self, message: str, **facts: Any) -> None:
-        HTTPRequestError.__init__(self, message, may_have_run=False, transient=False, **facts)
+    def __init__(self, message: str, *, may_have_run: bool = False, **facts: Any) -> None:
+        HTTPRequestError.__init__(self, message, may_have_run=may_have_run, transient=False, **facts)
 
 
 class Lifecycle:
     """Shared by a client and all views that `with_options()` makes of it."""
 
-    __slots__ = ("_closed", "_draining", "_idle", "_loop", "_name", "_tasks", "in_flight")
+    __slots__ = ("_closed", "_draining", "_idle", "_limits", "_loop", "_name", "_tasks", "in_flight")
 
     def __init__(self, name: str | None) -> None:
         self._name = name or "AsyncHTTPClient"
@@ -31,6 +34,7 @@ class Lifecycle:
         self._closed = False
         self._idle: asyncio.Event | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._limits: set[asyncio.Timeout] = set()
         self.in_flight = 0
 
     @property
@@ -42,21 +46,29 @@ class Lifecycle:
     def closed(self) -> bool:
         return self._closed
 
+    @property
+    def is_stranded(self) -> bool:
+        """Whether the client's event loop is gone, and with it all that could still be done for its connections."""
+        return self._loop is not None and self._loop.is_closed()
+
     def check_open(self) -> None:
         """Raises `ClientStateError` when the client was closed under a call that is still going on."""
         if self._closed:
-            raise ClientStateError(f"{self._name}: the client was closed while this call was going on")
+            raise self._closed_meanwhile(may_have_run=False)
+
+    def check_loop(self) -> None:
+        """Raises `ClientStateError` on another event loop than that of the first call."""
+        if self._loop is not None and self._loop is not asyncio.get_running_loop():
+            raise ClientStateError(
+                f"{self._name}: this client belongs to another event loop, whose connections cannot be used here; "
+                "make one client for each loop (in tests: one for each test, or one loop for all)"
+            )
 
     def enter(self) -> None:
         """Count a call in; raises `ClientStateError` when there must not be one."""
-        loop = asyncio.get_running_loop()
-        if loop is not self._loop:
-            if self._loop is not None and not self._closed:
-                raise ClientStateError(
-                    f"{self._name}: this client belongs to another event loop, whose connections cannot be used here; "
-                    "make one client for each loop (in tests: one for each test, or one loop for all)"
-                )
-            self._loop = loop
+        if not self._closed:
+            self.check_loop()
+            self._loop = asyncio.get_running_loop()
         if self._closed:
             raise ClientStateError(f"{self._name}: the client is closed; nothing was sent")
         if self._draining:
@@ -67,6 +79,25 @@ class Lifecycle:
         self.in_flight -= 1
         if self.in_flight == 0 and self._idle is not None:
             self._idle.set()
+
+    async def until_closed(self, work: Awaitable[T]) -> T:
+        """Await the work of a call; when the client is closed meanwhile, end it with `ClientStateError`."""
+        limit = asyncio.timeout(None)
+        self._limits.add(limit)
+        try:
+            async with limit:
+                return await work
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise self._closed_meanwhile(may_have_run=True) from error
+        finally:
+            self._limits.discard(limit)
+
+    def _closed_meanwhile(self, *, may_have_run: bool) -> ClientStateError:
+        return ClientStateError(
+            f"{self._name}: the client was closed while this call was going on", may_have_run=may_have_run
+        )
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run work that belongs to the client and not to a caller; it ends with the client at the latest."""
@@ -79,7 +110,7 @@ class Lifecycle:
         """Refuse new calls and wait up to `grace` seconds for those in flight."""
         self._draining = True
         if self.in_flight:
-            self._idle = asyncio.Event()
+            self._idle = self._idle or asyncio.Event()
             try:
                 async with asyncio.timeout(grace):
                     await self._idle.wait()
@@ -87,8 +118,16 @@ class Lifecycle:
                 pass
 
     def close(self) -> list[asyncio.Task[Any]]:
-        """Refuse all calls from now on and cancel the work that `spawn()` began: the caller awaits what is returned."""
+        """Refuse all calls from now on, end those in flight, and cancel the work that `spawn()` began.
+
+        The caller awaits what is returned.
+        """
         self._closed = self._draining = True
+        if self.is_stranded:
+            return []
+        now = asyncio.get_running_loop().time()
+        for limit in self._limits:
+            limit.reschedule(now)
         tasks = [task for task in self._tasks if not task.done()]
         for task in tasks:
             task.cancel()

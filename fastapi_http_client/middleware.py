@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import httpx
 
-from fastapi_http_client.call import Handler
+from fastapi_http_client.call import Call, Handler
 from fastapi_http_client.clock import SYSTEM_CLOCK
 from fastapi_http_client.errors import HTTPClientError
 from fastapi_http_client.models import HTTPRequest, HTTPResponse, as_http_response
@@ -49,7 +49,9 @@ class Middleware:
             answer = await self.process_error(error, request)
             if answer is None:
                 raise
-            return as_http_response(self._checked(answer, "process_error", httpx.Response))
+            answer = as_http_response(self._checked(answer, "process_error", httpx.Response))
+            answer.attempts = answer.attempts or error.attempts
+            return answer
         try:
             processed = await self.process_response(response, request)
             return as_http_response(self._checked(processed, "process_response", httpx.Response))
@@ -69,7 +71,7 @@ MAX_BODY = 2048  # bytes of a body that are logged
 _TEXT = re.compile(r"text/|application/(?:[\w.+-]+\+)?(?:json|xml|x-www-form-urlencoded)")
 _SECRET_FIELD = re.compile(
     r"""("?\b(?:password|passwd|secret|client_secret|token|access_token|refresh_token|id_token|api_key|apikey|authorization)"?"""
-    r"""\s*[:=]\s*)("(?:[^"\\]|\\.)*"|[^&\s,}]+)""",
+    r"""\s*[:=]\s*)("(?:[^"\\]|\\.)*(?:"|\Z)|[^&\s,}]+)""",
     re.IGNORECASE,
 )
 
@@ -94,7 +96,7 @@ class LoggingMiddleware(Middleware):
 
     async def handle(self, request: HTTPRequest, client: AsyncHTTPClient, call_next: Handler) -> HTTPResponse:
         started = SYSTEM_CLOCK.monotonic()
-        line = f"{request.method} {redact_url(request.url)}"
+        line = f"{request.method} {redact_url(request.url, Call.of(request).secret_params)}"
         if client.name:
             line = f"{client.name}: {line}"
         hidden = self.sensitive_headers | client.credential_headers

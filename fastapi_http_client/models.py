@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import httpx
+from httpx._decoders import ByteChunker
 from pydantic import TypeAdapter
 
+from fastapi_http_client.call import Call
+from fastapi_http_client.clock import SYSTEM_CLOCK
+from fastapi_http_client.decoding import decoded
 from fastapi_http_client.errors import Attempt, HTTPRequestError, HTTPResponseError, RateLimitError
 from fastapi_http_client.policies.retry import parse_retry_after
 from fastapi_http_client.redaction import printable, redact_url
@@ -32,24 +37,36 @@ class HTTPResponse(httpx.Response):
     _max_bytes: int | None = None
 
     async def aiter_bytes(self, chunk_size: int | None = None) -> AsyncIterator[bytes]:
-        """The decoded body in chunks; `HTTPRequestError` when it is longer than the client's `max_response_bytes`."""
-        most = self._max_bytes
-        if most is None:
+        """The decoded body in chunks.
+
+        Raises `HTTPRequestError` when it cannot be decoded or is longer than the client's `max_response_bytes`.
+        """
+        if hasattr(self, "_content"):
             async for chunk in super().aiter_bytes(chunk_size):
                 yield chunk
             return
-        received = 0
-        async for chunk in super().aiter_bytes(chunk_size):
-            received += len(chunk)
-            if received > most:
-                await self.aclose()
-                raise HTTPRequestError(
-                    f"the response is larger than max_response_bytes ({most})",
-                    request=self._request,
-                    client=self._client_name,
-                    transient=False,
-                )
+        chunker = ByteChunker(chunk_size)
+        try:
+            async for piece in decoded(self.aiter_raw(), self.headers.get("content-encoding", ""), self._max_bytes):
+                for chunk in chunker.decode(piece):
+                    yield chunk
+        except httpx.DecodingError as error:
+            raise await self._unusable(str(error)) from error
+        for chunk in chunker.flush():
             yield chunk
+
+    async def aread(self) -> bytes:
+        """The whole decoded body; `HTTPRequestError` when it is longer than the client's `max_response_bytes`."""
+        content = await super().aread()
+        if self._max_bytes is not None and len(content) > self._max_bytes:  # a mock's body was never iterated over
+            raise await self._unusable(f"the response is larger than max_response_bytes ({self._max_bytes})")
+        return content
+
+    async def _unusable(self, why: str) -> HTTPRequestError:
+        await self.aclose()
+        return HTTPRequestError(
+            f"{self._described()}: {why}", request=self._request, client=self._client_name, transient=False
+        )
 
     @property
     def json_data(self) -> Any:
@@ -58,7 +75,10 @@ class HTTPResponse(httpx.Response):
         Raises `json.JSONDecodeError` or `UnicodeDecodeError` (both `ValueError`) when the body is no JSON.
         """
         if "_json_data" not in self.__dict__:
-            self._json_data = self.json()
+            try:
+                self._json_data = self.json()
+            except RecursionError:
+                raise json.JSONDecodeError("nested too deeply", "", 0) from None
         return self._json_data
 
     def parse(self, type_: type[T]) -> T:
@@ -66,7 +86,10 @@ class HTTPResponse(httpx.Response):
 
         Raises `pydantic.ValidationError`.
         """
-        adapter: TypeAdapter[T] = _adapter(type_)  # type: ignore[arg-type]  # a type is hashable
+        try:
+            adapter: TypeAdapter[T] = _adapter(type_)  # type: ignore[arg-type]  # most types are hashable
+        except TypeError:
+            adapter = TypeAdapter(type_)
         return adapter.validate_json(self.content)
 
     def raise_for_status(self) -> HTTPResponse:
@@ -77,24 +100,31 @@ class HTTPResponse(httpx.Response):
         """
         if self.status_code < 400:
             return self
-        request = self._request
-        what = "" if request is None else f" for {request.method} {redact_url(request.url)}"
-        reason = printable(self.reason_phrase, 100)
         facts: dict[str, Any] = {
             "response": self,
-            "request": request,
+            "request": self._request,
             "attempts": self.attempts,
             "client": self._client_name,
         }
-        message = f"{self.status_code} {reason}{what}"
-        if self._client_name:
-            message = f"{self._client_name}: {message}"
+        message = f"{self._described()}: {self.status_code} {printable(self.reason_phrase, 100)}"
         if self.status_code == 429:
             raise RateLimitError(message, retry_after=retry_after(self), **facts)
         raise HTTPResponseError(message, status_code=self.status_code, **facts)
 
+    def _described(self) -> str:
+        who = [self._client_name] if self._client_name else []
+        request = self._request
+        if request is not None:
+            secret = Call.of(request).secret_params if Call.is_on(request) else ()
+            what = f"{request.method} {redact_url(request.url, secret)}"
+            if self.attempts:
+                spent = sum(attempt.elapsed + attempt.delay for attempt in self.attempts)
+                what += f", attempt {len(self.attempts)}, after {spent:.2f} s"
+            who.append(what)
+        return ": ".join(who) or "response"
 
-@functools.cache
+
+@functools.lru_cache(maxsize=256)
 def _adapter(type_: Any) -> TypeAdapter[Any]:
     return TypeAdapter(type_)
 
@@ -121,7 +151,8 @@ def retry_after(response: httpx.Response) -> float | None:
     value = response.headers.get("retry-after")
     if value is None:
         return None
-    return parse_retry_after(value, now=getattr(response, "_received_at", None))
+    received_at = getattr(response, "_received_at", None)
+    return parse_retry_after(value, SYSTEM_CLOCK.wall() if received_at is None else received_at)
 
 
 def copy_request(

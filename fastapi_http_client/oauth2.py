@@ -14,9 +14,9 @@ from urllib.parse import quote_plus, urlencode
 import httpx
 from pydantic import SecretStr
 
-from fastapi_http_client.auth import CredentialAuth, Token, valid_token
+from fastapi_http_client.auth import CredentialAuth, Token, checked
 from fastapi_http_client.clock import SYSTEM_CLOCK, Clock
-from fastapi_http_client.config import OAuth2Config
+from fastapi_http_client.config import OAuth2Config, valid_token
 from fastapi_http_client.errors import AuthenticationError, ConfigurationError
 
 logger = logging.getLogger("fastapi_http_client.auth")
@@ -56,11 +56,12 @@ class OAuth2ClientCredentials(CredentialAuth):
     ) -> None:
         if credentials_in not in ("header", "body"):
             raise ConfigurationError(f"credentials_in: must be 'header' or 'body', not {credentials_in!r}")
-        # The same checks, and the same words, as for the environment.
-        config = OAuth2Config(
+        config = checked(
+            self,
+            OAuth2Config,
             token_url=token_url,
             client_id=client_id,
-            client_secret=SecretStr(client_secret) if isinstance(client_secret, str) else client_secret,
+            client_secret=client_secret,
             scope=scope,
             cache_duration=cache_duration,
         )
@@ -140,7 +141,7 @@ class OAuth2ClientCredentials(CredentialAuth):
 
     def token_request(self) -> httpx.Request:
         form = {"grant_type": "client_credentials"}
-        if self.scope is not None:
+        if self.scope:
             form["scope"] = self.scope
         headers = {"Accept": "application/json", "Content-Type": "application/x-www-form-urlencoded"}
         secret = self._client_secret.get_secret_value()
@@ -156,21 +157,14 @@ class OAuth2ClientCredentials(CredentialAuth):
         """Keep the token of a reply that has been read. Raises `AuthenticationError`, which quotes nothing of it."""
         if response.status_code != 200:
             raise AuthenticationError(f"the token endpoint answered {response.status_code}{_error_code(response)}")
-        try:
-            reply = response.json()
-        except (ValueError, RecursionError):
-            raise AuthenticationError("the token endpoint's reply is not JSON") from None
-        if not isinstance(reply, dict):
-            raise AuthenticationError("the token endpoint's reply is not a JSON object")
-        token = reply.get("access_token")
-        if not isinstance(token, str) or not valid_token(token):
+        token, token_type, expires_in = _fields(response)
+        if token is None or not valid_token(token.get_secret_value()):
             raise AuthenticationError("the token endpoint's reply has no valid access_token")
-        token_type = reply.get("token_type", "bearer")
         if not isinstance(token_type, str) or token_type.lower() != "bearer":
             raise AuthenticationError("the token endpoint's token is not of type Bearer")
-        lifetime = self._lifetime(reply.get("expires_in"))
+        lifetime = self._lifetime(expires_in)
         now = self._now()
-        self._token = SecretStr(token)
+        self._token = token
         self._expires_at = now + lifetime
         self._renew_at = self._expires_at - min(MAX_LEEWAY, lifetime * LEEWAY_SHARE)
 
@@ -190,12 +184,18 @@ class OAuth2ClientCredentials(CredentialAuth):
 
     # -- in a plain httpx client -----------------------------------------------------------------------------------
 
+    def sign(self, request: httpx.Request) -> None:
+        """What `httpx.Client` would come to. Raises `ConfigurationError`: fetching a token takes an async client."""
+        raise ConfigurationError("OAuth2ClientCredentials: needs an async client")
+
     async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
         """The flow for a client that is not ours: the token is fetched by that client, without retries or sharing."""
         for last in (False, True):
             token = self._token
             if token is None or self._now() >= self._expires_at:
-                reply = yield self.token_request()
+                asking = self.token_request()
+                asking.extensions["timeout"] = request.extensions.get("timeout", {})
+                reply = yield asking
                 await reply.aread()
                 self.store(reply)
                 token = self._token
@@ -205,6 +205,20 @@ class OAuth2ClientCredentials(CredentialAuth):
             if last or response.status_code != 401 or not isinstance(request.stream, httpx.ByteStream):
                 return
             self.reject(token)
+
+
+def _fields(response: httpx.Response) -> tuple[SecretStr | None, object, object]:
+    """Token, type and lifetime of a reply. The rest of it, and its text, is not kept for a traceback to show."""
+    try:
+        reply = response.json()
+    except (ValueError, RecursionError):
+        reply = None
+    if isinstance(reply, dict):
+        token = reply.get("access_token")
+        secret = SecretStr(token) if isinstance(token, str) else None
+        return secret, reply.get("token_type", "bearer"), reply.get("expires_in")
+    del reply
+    raise AuthenticationError("the token endpoint's reply is not a JSON object")
 
 
 def _error_code(response: httpx.Response) -> str:
@@ -219,4 +233,4 @@ def _error_code(response: httpx.Response) -> str:
 def _note_failure(task: asyncio.Task[None]) -> None:
     """A renewal in the background has nobody who awaits its error."""
     if not task.cancelled() and task.exception() is not None:
-        logger.warning("no token could be had: %s", task.exception())
+        logger.warning("token request failed: %s", task.exception())

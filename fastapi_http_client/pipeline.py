@@ -25,12 +25,13 @@ from fastapi_http_client.errors import (
     CircuitBreakerOpenError,
     HTTPClientError,
     HTTPRequestError,
+    HTTPResponseError,
     HTTPTimeoutError,
     RateLimitError,
 )
 from fastapi_http_client.exchange import Body, described, total_timeout
 from fastapi_http_client.middleware import Middleware
-from fastapi_http_client.models import HTTPResponse, copy_request
+from fastapi_http_client.models import HTTPResponse, as_http_response, copy_request
 from fastapi_http_client.oauth2 import Fetch, OAuth2ClientCredentials
 from fastapi_http_client.policies.circuit_breaker import Outcome
 from fastapi_http_client.policies.retry import RetryPolicy
@@ -129,7 +130,12 @@ class UserMiddleware:
         async def go_on(next_request: httpx.Request) -> HTTPResponse:
             return await call_next(call.attach(next_request))
 
-        return await self._handle(request, self._client, go_on)
+        response = await self._handle(request, self._client, go_on)
+        if not isinstance(response, httpx.Response):
+            raise TypeError(f"{self.name}.handle returned {type(response).__name__}, not an httpx.Response")
+        if response._request is None:  # its own answer, from a cache, say
+            response.request = request
+        return as_http_response(response)
 
 
 # -- once per attempt --------------------------------------------------------------------------------------------
@@ -185,6 +191,9 @@ class CircuitBreaking:
             return response
         except HTTPRequestError as error:
             outcome = outcome_of_error(error)
+            raise
+        except HTTPResponseError as error:  # an event hook raised it for the response's status
+            outcome = outcome_of(error.status_code)
             raise
         finally:
             ticket = request.extensions.pop(_TICKET, None)

@@ -63,6 +63,7 @@ _NEVER_PROPAGATED = frozenset(
 _MAX_VALUE = 8192  # characters of one inbound header: W3C Baggage's own limit
 _MAX_MEMBERS = 180  # of a baggage header; W3C Baggage's limit, and OpenTelemetry's
 _MAX_MEMBER = 4096
+_MAX_TRACEPARENT = 512  # OpenTelemetry's limit
 _MAX_TRACE_MEMBERS = 32  # W3C Trace Context, section 3.3.1.1
 _VISIBLE = re.compile(r"[\x20-\x7e\t]*")
 _BAGGAGE_TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
@@ -160,12 +161,16 @@ class Propagation:
 class _InboundTrace:
     """The trace that came in with a request, and what it looks like on the wire: the same for all its calls."""
 
-    __slots__ = ("context", "external", "internal")
+    __slots__ = ("_carriers", "context")
 
     def __init__(self, headers: RawHeaders) -> None:
-        self.context = _extract(headers, Context())
-        self.external = _inject(self.context, with_baggage=False)
-        self.internal = _inject(self.context, with_baggage=True)
+        self.context = _extract(headers)
+        self._carriers: dict[bool, dict[str, str]] = {}
+
+    def carrier(self, with_baggage: bool) -> dict[str, str]:
+        if with_baggage not in self._carriers:
+            self._carriers[with_baggage] = _inject(self.context, with_baggage)
+        return self._carriers[with_baggage]
 
 
 def outgoing_context() -> Context:
@@ -179,19 +184,15 @@ def outgoing_context() -> Context:
     request = current_context()
     if request is None:
         return current
-    # Without a span, what there is in the current context was put there by hand, and stays.
-    return _extract(request.headers, current) if current else _inbound_trace(request).context
+    inbound = _inbound_trace(request).context
+    return _merged(inbound, current) if current else inbound
 
 
-def _trace_headers(*, with_baggage: bool) -> dict[str, str]:
-    current = otel_context.get_current()
-    if not current:
-        request = current_context()
-        if request is None:
-            return {}
-        inbound = _inbound_trace(request)
-        return inbound.internal if with_baggage else inbound.external
-    return _inject(outgoing_context(), with_baggage=with_baggage)
+def _trace_headers(with_baggage: bool) -> dict[str, str]:
+    if otel_context.get_current():
+        return _inject(outgoing_context(), with_baggage)
+    request = current_context()
+    return {} if request is None else _inbound_trace(request).carrier(with_baggage)
 
 
 def _inbound_trace(request: RequestContext) -> _InboundTrace:
@@ -200,15 +201,25 @@ def _inbound_trace(request: RequestContext) -> _InboundTrace:
     return cast("_InboundTrace", request.trace)
 
 
-def _extract(headers: RawHeaders, base: Context) -> Context:
+def _merged(inbound: Context, current: Context) -> Context:
+    """The inbound trace, and over it what was put by hand into a context that has no span."""
+    context = trace.set_span_in_context(trace.get_current_span(inbound), Context({**inbound, **current}))
+    own = baggage.get_all(current)
+    for name, value in baggage.get_all(inbound).items():
+        if name not in own:
+            context = baggage.set_baggage(name, value, context)
+    return context
+
+
+def _extract(headers: RawHeaders) -> Context:
     try:
-        return propagate.extract(headers, base, getter=_GETTER)
+        return propagate.extract(headers, Context(), getter=_GETTER)
     except Exception as error:  # a propagator of the user's choice; an end user's header must not fail our call
         _logger.warning("the inbound trace context could not be read: %s", type(error).__name__)
-        return base
+        return Context()
 
 
-def _inject(context: Context, *, with_baggage: bool) -> dict[str, str]:
+def _inject(context: Context, with_baggage: bool) -> dict[str, str]:
     if not with_baggage and baggage.get_all(context):
         context = baggage.clear(context)
     carrier: dict[str, str] = {}
@@ -226,6 +237,8 @@ class _InboundGetter(Getter[RawHeaders]):
             values = _baggage(values)
         elif values and name == "tracestate":
             values = _tracestate(values)
+        elif values and name == "traceparent" and len(values[0]) > _MAX_TRACEPARENT:
+            values = []
         return values or None
 
     def keys(self, carrier: RawHeaders) -> list[str]:

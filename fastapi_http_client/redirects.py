@@ -8,6 +8,7 @@ from fastapi_http_client.call import Call, Handler
 from fastapi_http_client.errors import HTTPRequestError
 from fastapi_http_client.models import HTTPResponse
 from fastapi_http_client.redaction import redact_url
+from fastapi_http_client.retry import is_replayable
 
 # What a hop to a foreign origin still carries. All else may be a credential, or tell a stranger whom we know.
 _HARMLESS = frozenset({"accept", "accept-encoding", "accept-language", "cache-control", "connection", "user-agent"})
@@ -29,7 +30,7 @@ class Redirects:
         history: list[httpx.Response] = []
         while True:
             response = await call_next(request)
-            response.history = list(history)
+            response.history = [*history, *response.history]  # of this hop, the challenges that its auth has answered
             if not response.has_redirect_location:
                 return response
             if not call.follow_redirects:
@@ -71,21 +72,22 @@ def _next_request_or_none(request: httpx.Request, response: HTTPResponse) -> htt
 def next_request(request: httpx.Request, response: HTTPResponse) -> httpx.Request | None:
     """The request that follows a redirect, or None when it is not to be followed.
 
-    A redirect that would carry a body to another origin is not followed: the body was meant for the first one. One
-    from https to http, or to an address that is none, raises `HTTPRequestError`.
+    A redirect that would carry a body to another origin is not followed: the body was meant for the first one. Nor is
+    one that would send an iterator again. One from https to http, or to an address that is none, raises
+    `HTTPRequestError`.
     """
     url = _target(request, response)
     same_origin = origin(url) == origin(request.url)
     method = _method(request.method, response.status_code)
     if method == request.method:
-        if not same_origin and not _is_empty(request):
+        if not is_replayable(request) or not (same_origin or _is_empty(request)):
             return None
         headers = httpx.Headers(request.headers)
         stream = request.stream
     else:
         headers = httpx.Headers([(k, v) for k, v in request.headers.multi_items() if k not in _OF_THE_BODY])
         stream = httpx.ByteStream(b"")
-    if not same_origin:
+    if not same_origin and origin(url) not in Call.of(request).origins:
         headers = httpx.Headers([(k, v) for k, v in headers.multi_items() if k in _HARMLESS])
         if method in ("POST", "PUT", "PATCH"):
             headers["Content-Length"] = "0"
@@ -114,7 +116,7 @@ def _method(method: str, status: int) -> str:
 
 def _target(request: httpx.Request, response: HTTPResponse) -> httpx.URL:
     try:
-        url = request.url.join(httpx.URL(response.headers["location"]))
+        url = request.url.join(httpx.URL(response.headers["location"])).copy_with(username=None, password=None)
         if url.fragment == "" and request.url.fragment:
             url = url.copy_with(fragment=request.url.fragment)
         port_is_possible = url.port is None or 0 < url.port < 65536

@@ -69,7 +69,7 @@ class RetryMiddleware(Middleware):
             status = None if response is None else response.status_code
             call.attempts.append(Attempt(len(call.attempts) + 1, status, error, elapsed))
             exposure = _exposure(error) if response is None else policy.exposure_of(response.status_code)
-            if status is not None and status < 500 and exposure is Exposure.FINAL:
+            if status is not None and status < 500 and status != 429 and exposure is Exposure.FINAL:
                 client.retry_budget.earn()
 
             may_repeat = most > 1 and policy.allows(
@@ -94,7 +94,8 @@ class RetryMiddleware(Middleware):
             if response is not None:
                 await response.aclose()
             call.attempts[-1] = _with_delay(call.attempts[-1], delay)
-            logger.info("%s", described(request, f"trying again in {delay:.2f} s after {_cause(status, error)}"))
+            what = f"attempt {len(call.attempts)} failed with {_cause(status, error)}, trying again in {delay:.2f} s"
+            logger.info("%s", described(request, what, attempt=False))
             report_retry(request, call.client_name, delay)
             await call.clock.sleep(delay)
             number += 1
@@ -153,7 +154,7 @@ def _outcome(call: Call, response: HTTPResponse | None, error: HTTPRequestError 
 async def _raise_too_long(request: httpx.Request, call: Call, response: HTTPResponse, asked: float) -> NoReturn:
     await response.aclose()
     raise RateLimitError(
-        described(request, f"429, and the upstream asks to wait {asked:g} s, which is too long"),
+        described(request, f"429, and the upstream asks to wait {asked:g} s, which is too long", attempt=False),
         retry_after=asked,
         request=request,
         response=response,
@@ -179,6 +180,7 @@ async def _raise_exhausted(
         described(
             request,
             f"all {len(call.attempts)} attempts failed in {spent:.2f} s, the last with {_cause(last.status, error)}",
+            attempt=False,
         ),
         last_response=response,
         last_error=cause,

@@ -15,7 +15,6 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
-import anyio
 import httpcore2
 import httpx
 
@@ -96,8 +95,20 @@ class _Body:
                 yield chunk
 
     async def aclose(self) -> None:
+        _note_surplus(self._stream)
         with _as_httpx_errors():
             await self._stream.aclose()
+
+
+def _note_surplus(body: Any) -> None:
+    """See to it that a connection on which there is more than the response is not used again.
+
+    What came behind the response is in the parser, where the pool does not look, and would answer the next request.
+    """
+    connection = getattr(getattr(body, "_stream", None), "_connection", None)
+    parser = getattr(connection, "_h11_state", None)
+    if connection is not None and parser is not None and parser.trailing_data[0]:
+        connection._network_stream.has_surplus = True
 
 
 _ERRORS: dict[type[Exception], type[httpx.TransportError]] = {
@@ -132,29 +143,75 @@ def _as_httpx_errors() -> Iterator[None]:
         raise
 
 
-class _Network(httpcore2.AnyIOBackend):  # pyright sees what it would be without anyio, which httpx brings
-    """httpcore2's network, which closes the socket of a TLS handshake that is cancelled (it is left open otherwise)."""
+class _Network(httpcore2.AnyIOBackend):
+    """httpcore2's network, whose streams are mended."""
 
     async def connect_tcp(self, *args: Any, **kwargs: Any) -> httpcore2.AsyncNetworkStream:
-        return _Stream(await super().connect_tcp(*args, **kwargs))  # pyright: ignore[reportAttributeAccessIssue]
+        stream = await super().connect_tcp(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        return _Stream(stream)
+
+
+_AT_ONCE = 256 * 1024  # bytes; no event loop reads more in one step
 
 
 class _Stream(httpcore2.AsyncNetworkStream):
+    """The bytes of one connection.
+
+    It closes in one step, also when a TLS handshake is cancelled, and tells the pool of every byte that waits on a
+    connection that should be idle.
+    """
+
     def __init__(self, stream: httpcore2.AsyncNetworkStream) -> None:
         self._stream = stream
-        # Bound once, so that a read or a write costs no second coroutine.
-        self.read = stream.read  # type: ignore[method-assign]
+        self._unread = b""
+        self.has_surplus = False
         self.write = stream.write  # type: ignore[method-assign]
-        self.aclose = stream.aclose  # type: ignore[method-assign]
-        self.get_extra_info = stream.get_extra_info  # type: ignore[method-assign]
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        # What anyio reads too much of it keeps where `is_readable` does not look.
+        if self._unread:
+            data = self._unread
+            await SYSTEM_CLOCK.sleep(0)
+        else:
+            data = await self._stream.read(_AT_ONCE, timeout)
+        self._unread = data[max_bytes:]
+        return data[:max_bytes]
+
+    async def aclose(self) -> None:
+        """Close without giving way: a cancellation here would leave a closed connection in the pool's books."""
+        closing = self._stream.aclose()
+        try:
+            closing.send(None)  # aborts the transport; what is left only waits for a turn
+        except StopIteration:
+            pass
+        finally:
+            closing.close()
 
     async def start_tls(self, *args: Any, **kwargs: Any) -> httpcore2.AsyncNetworkStream:
         try:
-            return await self._stream.start_tls(*args, **kwargs)
+            return _Stream(await self._stream.start_tls(*args, **kwargs))
         except BaseException:
-            with anyio.CancelScope(shield=True):
-                await self._stream.aclose()
+            await self.aclose()
             raise
+
+    def get_extra_info(self, info: str) -> Any:
+        if info == "is_readable":
+            return (
+                self.has_surplus or bool(self._unread) or self._stream.get_extra_info(info) or self._holds_decrypted()
+            )
+        return self._stream.get_extra_info(info)
+
+    def _holds_decrypted(self) -> bool:
+        tls = self._stream.get_extra_info("ssl_object")
+        if tls is None:
+            return False
+        try:
+            tls.read(1)
+        except ssl.SSLWantReadError:
+            return False
+        except ssl.SSLError:  # the end
+            return True
+        return True
 
 
 def _proxy(url: str | None) -> httpcore2.Proxy | None:

@@ -2,15 +2,16 @@
 
 A bucket of `burst` tokens that earns `rate` a second is a credit of at most `burst / rate` seconds that grows with the
 clock, and a token costs `1 / rate` seconds of it (the GCRA of ITU-T I.371 keeps the same number). Credit is a whole
-number of ticks: a time of one second or more is one exactly, and the price of a token is rounded up. So nothing is ever
-rounded in the caller's favour: however many tokens are taken, at most `burst + rate * w` in any window of `w` seconds.
+number of ticks: a time of a millisecond or more is one exactly, and the price of a token is rounded up. So nothing is
+ever rounded in the caller's favour: however many tokens are taken, any window of `w` seconds holds at most
+`burst + rate * w`, without "and a bit".
 """
 
 from __future__ import annotations
 
 import math
 
-_TICKS = 1 << 52  # in a second: the resolution of a float between 1 and 2; coarser ones are multiples of it
+_TICKS = 1 << 64  # in a second; a float has 53 bits, so from 2**-11 s on it is a whole number of ticks
 _LONGEST = 10**15 * _TICKS  # 30 million years; a longer wait need not fit into a float
 
 
@@ -34,14 +35,14 @@ class TokenBucket:
         credit = self._earn(now)
         price = tokens * self._price
         if credit < price:
-            return _wait(price - credit, now)
+            return self._wait(price - credit, now)
         self._credit = credit - price
         return 0.0
 
     def wait_for(self, tokens: int, now: float) -> float:
         """Seconds until so many tokens (more than `burst` too: those of a queue) can have been taken one by one."""
         missing = tokens * self._price - self._earn(now)
-        return _wait(missing, now) if missing > 0 else 0.0
+        return self._wait(missing, now) if missing > 0 else 0.0
 
     def available(self, now: float) -> float:
         """The tokens that could be taken now, between 0 and `burst`."""
@@ -54,8 +55,9 @@ class TokenBucket:
         self._settled = ticks
         return self._credit
 
-
-def _wait(ticks: int, now: float) -> float:
-    """So many ticks as seconds, rounded up so far that the clock shows enough afterwards: one sleep, never a spin."""
-    seconds = min(ticks, _LONGEST) / _TICKS
-    return seconds + math.ulp(now + seconds)
+    def _wait(self, ticks: int, now: float) -> float:
+        """So many ticks as seconds, rounded so that the clock shows enough afterwards: one sleep does, never a spin."""
+        seconds = min(ticks, _LONGEST) / _TICKS
+        if int((now + seconds) * _TICKS) - self._settled < ticks:
+            seconds += math.ulp(now + seconds)
+        return seconds

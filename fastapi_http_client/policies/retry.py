@@ -7,7 +7,7 @@ repeat; one that may have run is repeated only when that cannot repeat its effec
 from __future__ import annotations
 
 import email.utils
-import re
+import sys
 from dataclasses import dataclass
 from datetime import UTC
 from enum import Enum, auto
@@ -15,7 +15,6 @@ from enum import Enum, auto
 from fastapi_http_client.config import ClientConfig
 
 NON_IDEMPOTENT = frozenset({"POST", "PATCH"})
-_DIGITS = re.compile(r"[0-9]{1,12}")
 _MAX_EXPONENT = 64  # 2**64 s is beyond every cap; a float would overflow at 2**1024
 
 
@@ -49,8 +48,8 @@ class RetryPolicy:
             backoff_factor=config.retry_backoff_factor,
             max_delay=config.retry_max_delay,
             jitter=config.retry_jitter,
-            statuses=config.retry_statuses,
-            methods=config.retry_methods,
+            statuses=frozenset(config.retry_statuses),
+            methods=frozenset(config.retry_methods),
             non_idempotent=config.retry_non_idempotent,
         )
 
@@ -70,7 +69,8 @@ class RetryPolicy:
 
     def delay(self, attempt: int, chance: float) -> float:
         """Seconds to wait after attempt number `attempt` (from 0); `chance` is in [0, 1)."""
-        base = self.backoff_factor * 2.0 ** min(attempt, _MAX_EXPONENT)
+        # Finite, for infinity times a jitter of no remainder would be no number.
+        base = min(self.backoff_factor * 2.0 ** min(attempt, _MAX_EXPONENT), sys.float_info.max)
         return min(base * (1.0 + self.jitter * (2.0 * chance - 1.0)), self.max_delay)
 
 
@@ -94,19 +94,19 @@ class RetryBudget:
         return True
 
     def earn(self) -> None:
-        self.tokens = min(self.capacity, self.tokens + self.EARNED)
+        # Rounded, for ten tenths of a float are less than one.
+        self.tokens = min(self.capacity, round(self.tokens + self.EARNED, 6))
 
 
-def parse_retry_after(value: str, now: float | None) -> float | None:
+def parse_retry_after(value: str, now: float) -> float | None:
     """Seconds to wait by a `Retry-After` value (RFC 9110, section 10.2.3), or None when it is garbage.
 
-    `now` is the wall clock (Unix epoch) that an HTTP date is counted from; without it a date says nothing. A date in
-    the past asks for no wait.
+    `now` is the wall clock (Unix epoch) that an HTTP date is counted from. A date in the past asks for no wait.
     """
     value = value.strip(" \t")
     if value.isascii() and value.isdigit():
-        return float(value) if _DIGITS.fullmatch(value) else float("inf")
-    if now is None or not value[:1].isalpha():
+        return float(value)
+    if not value[:1].isalpha():
         return None
     try:
         date = email.utils.parsedate_to_datetime(value)

@@ -1,0 +1,51 @@
+"""`http_client(name)`: a client of the registry as a FastAPI dependency."""
+
+# No `from __future__ import annotations` here, and no annotation that cannot be imported at run time: FastAPI reads
+# those of `__call__`, and older ones (0.115) take a parameter whose annotation is a text for a query parameter.
+
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import HTTPConnection
+
+from fastapi_http_client.client import AsyncHTTPClient
+from fastapi_http_client.errors import ConfigurationError
+from fastapi_http_client.registry import HOW_TO_START, HTTPClients
+from fastapi_http_client.routes import STATE_KEY, ClientReference
+from fastapi_http_client.variables import client_name
+
+
+@dataclass(frozen=True)
+class ClientDependency(ClientReference):
+    """Gives a route its client. Equal ones are one dependency: for the request's cache and for `dependency_overrides`.
+
+    It is async because FastAPI runs sync dependencies in its thread pool, which costs 15 times as much; and frozen, for
+    it has to be hashable.
+    """
+
+    async def __call__(self, connection: HTTPConnection) -> AsyncHTTPClient:
+        registry = self.clients
+        if registry is None:
+            scope = connection.scope
+            registry = scope.get("state", {}).get(STATE_KEY)
+            if registry is None:
+                registry = self._of_app(scope.get("app"))
+        client: AsyncHTTPClient = registry[self.name]
+        return client
+
+    def _of_app(self, app: Any) -> HTTPClients:
+        registry: HTTPClients | None = getattr(getattr(app, "state", None), STATE_KEY, None)
+        if registry is None:
+            raise ConfigurationError(f'http_client("{self.name}"): this request has no clients; {HOW_TO_START}')
+        return registry
+
+
+def http_client(name: str, clients: HTTPClients | None = None) -> ClientDependency:
+    """The client `name` for a route: `Annotated[AsyncHTTPClient, Depends(http_client("github"))]`.
+
+    `clients` chooses the registry, which is needed only when the app has several. The app does not start when a route
+    asks for a client that nobody configured. Raises `ConfigurationError` for a name that no client can have.
+    """
+    if clients is not None and not isinstance(clients, HTTPClients):
+        raise ConfigurationError(f"clients: must be an HTTPClients, not {type(clients).__name__}")
+    return ClientDependency(client_name(name), clients)

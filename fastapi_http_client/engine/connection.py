@@ -1,0 +1,459 @@
+"""One connection to a server, and one exchange (a request and its response) on it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import httpx
+
+from fastapi_http_client.engine.errors import ExchangeFacts, ResponseTooLargeError, describe, with_facts
+from fastapi_http_client.engine.parser import ResponseParser
+from fastapi_http_client.engine.sweeper import NEVER
+
+if TYPE_CHECKING:
+    from fastapi_http_client.engine.pool import ConnectionPool, Origin
+    from fastapi_http_client.engine.request import OutgoingRequest
+
+HIGH_WATER = 256 * 1024
+"""Bytes of a streamed body that may wait for their reader before the connection stops reading."""
+
+
+class NetworkStream:
+    """The `network_stream` extension of a response: what httpx users ask about the connection behind it."""
+
+    __slots__ = ("_transport",)
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+
+    def get_extra_info(self, info: str) -> Any:
+        """`ssl_object`, `client_addr`, `server_addr` or `socket`; None for anything else."""
+        name = {"client_addr": "sockname", "server_addr": "peername"}.get(info, info)
+        return self._transport.get_extra_info(name)
+
+
+class Exchange:
+    """One request and its response. One task owns it: only that task waits on it.
+
+    The connection fills it in; `complete` or `error` ends it, and the connection has been released or closed by then.
+    The owner wakes for every step when the body is streamed, else only at the end.
+    """
+
+    __slots__ = (
+        "_paused",
+        "_phase",
+        "_read_timeout",
+        "_waiter",
+        "_write_timeout",
+        "body_bytes",
+        "buffered",
+        "chunks",
+        "complete",
+        "connection",
+        "connection_reused",
+        "deadline",
+        "error",
+        "head_complete",
+        "headers",
+        "http_version",
+        "last",
+        "max_bytes",
+        "network_stream",
+        "reason",
+        "request_sent",
+        "response_started",
+        "sending",
+        "status",
+        "streamed",
+    )
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        read_timeout: float | None,
+        write_timeout: float | None,
+        streamed: bool,
+        max_bytes: int | None,
+        last: bool,
+    ) -> None:
+        self.connection: Connection | None = connection
+        self.network_stream = connection.network_stream
+        self.connection_reused = connection.used
+        self._read_timeout = read_timeout
+        self._write_timeout = write_timeout
+        self.streamed = streamed
+        self.max_bytes = max_bytes
+        self.last = last
+        self._waiter: asyncio.Future[None] | None = None
+        self._phase: Literal["read", "write"] = "read"
+        self._paused = False
+        self.deadline = NEVER
+        self.sending = True
+        self.request_sent = self.response_started = self.head_complete = self.complete = False
+        self.error: Exception | None = None
+        self.status = 0
+        self.reason = b""
+        self.http_version = ""
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.chunks: list[bytes] = []
+        self.body_bytes = 0
+        self.buffered = 0
+
+    # -- for the owner
+
+    async def send(self, request: OutgoingRequest) -> None:
+        """Write the request, as fast as the server takes it; stop early when the server has refused it already.
+
+        A failure of the connection is not raised here: the response may have been received whole before it.
+        """
+        connection = self.connection
+        if connection is None:  # lost since it was handed out
+            return
+        self.request_sent = True
+        connection.write(request.head)
+        if request.body or request.stream is not None:
+            async with contextlib.aclosing(request.pieces()) as pieces:
+                async for piece in pieces:
+                    await self._drain()
+                    if self._is_refused():
+                        return
+                    connection.write(piece)
+        await self._drain()
+        if not self._is_refused():
+            self.sending = False
+
+    async def _drain(self) -> None:
+        while self.connection is not None and self.connection.write_paused and not self._is_refused():
+            await self._wait("write")
+
+    def _is_refused(self) -> bool:
+        """Whether nobody reads the rest of the request: a final response that is no 2xx, or the end."""
+        return self.complete or self.error is not None or (self.head_complete and self.status >= 300)
+
+    async def wait_for_head(self) -> None:
+        """Raises the `httpx.TransportError` that ended the exchange before the head of the response was there."""
+        while not self.head_complete:
+            if self.error is not None:
+                raise self.error
+            await self._wait("read")
+
+    async def wait_for_end(self) -> None:
+        """Raises the `httpx.TransportError` that ended the exchange before the response was complete."""
+        while not self.complete:
+            if self.error is not None:
+                raise self.error
+            await self._wait("read")
+
+    async def wait_for_body(self) -> bytes:
+        """The next part of the body, or b"" at its end. Raises the `httpx.TransportError` that ended the exchange."""
+        while not self.chunks and not self.complete:
+            if self.error is not None:
+                raise self.error
+            await self._wait("read")
+        return self.take_body()
+
+    def take_body(self) -> bytes:
+        """All of the body that has arrived and was not taken yet."""
+        chunks = self.chunks
+        body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        chunks.clear()
+        self.buffered = 0
+        if self._paused and self.connection is not None:
+            self._paused = False
+            self.connection.resume_reading()
+        return body
+
+    def abandon(self) -> None:
+        """End the exchange before its end: nobody wants it any more. Its connection cannot be used again."""
+        if self.connection is not None:
+            self.connection.abort(httpx.ReadError("the response was closed before its end"))
+
+    async def _wait(self, phase: Literal["read", "write"]) -> None:
+        connection = self.connection
+        assert connection is not None  # an exchange without one is complete or has an error
+        loop = connection.pool.loop
+        timeout = self._read_timeout if phase == "read" else self._write_timeout
+        self._phase = phase
+        if timeout is not None:
+            self.deadline = loop.time() + timeout
+            connection.pool.sweeper.arm(self.deadline)
+        waiter = self._waiter = loop.create_future()
+        try:
+            await waiter
+        finally:
+            self._waiter = None
+            self.deadline = NEVER
+
+    # -- for the connection
+
+    def wake(self) -> None:
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def take_head(self, parser: ResponseParser) -> None:
+        self.head_complete = True
+        self.status = parser.status
+        self.reason = parser.reason
+        self.http_version = parser.http_version
+        self.headers = parser.headers
+
+    def take_progress(self, parser: ResponseParser) -> None:
+        """An incomplete response has grown: apply back-pressure, wake the owner, or wait anew."""
+        grown = parser.body_bytes - self.body_bytes
+        self.body_bytes = parser.body_bytes
+        if self.streamed:
+            self.buffered += grown
+            if self.buffered > HIGH_WATER and not self._paused and self.connection is not None:
+                self._paused = True
+                self.connection.pause_reading()
+        if self.head_complete and (self.streamed or self.sending):
+            self.wake()
+        if self.deadline != NEVER and self._phase == "read" and self._read_timeout is not None:
+            assert self.connection is not None
+            self.deadline = self.connection.pool.loop.time() + self._read_timeout
+
+    def time_out(self) -> None:
+        """The deadline has passed (called by the sweeper)."""
+        if self.connection is None:
+            return
+        if self._phase == "write":
+            error: Exception = httpx.WriteTimeout(f"no part of the request could be sent for {self._write_timeout:g} s")
+        else:
+            what = "of the response's body " if self.head_complete else ""
+            error = httpx.ReadTimeout(f"nothing {what}was received for {self._read_timeout:g} s")
+        self.connection.abort(error)
+
+    def facts(self) -> ExchangeFacts:
+        return ExchangeFacts(
+            request_sent=self.request_sent,
+            response_started=self.response_started,
+            connection_reused=self.connection_reused,
+        )
+
+
+class Connection(asyncio.BufferedProtocol):
+    """A socket of the pool: idle, or busy with one exchange at a time.
+
+    All connections of a transport receive into one buffer, which no event loop lets them do at the same time: between
+    `get_buffer` and `buffer_updated` there is only the read itself.
+    """
+
+    __slots__ = (
+        "_exchange",
+        "_parser",
+        "closed",
+        "error",
+        "idle_since",
+        "network_stream",
+        "origin",
+        "pool",
+        "retire_at",
+        "transport",
+        "used",
+        "write_paused",
+    )
+
+    def __init__(self, pool: ConnectionPool, origin: Origin) -> None:
+        self.pool = pool
+        self.origin = origin
+        self.retire_at = NEVER
+        self.idle_since = 0.0
+        self.used = False
+        """Whether it has carried a request before."""
+        self.closed = False
+        self.error: Exception | None = None
+        """Why it was closed, when that was a fault."""
+        self.write_paused = False
+        self._exchange: Exchange | None = None
+        self.transport: asyncio.Transport | None = None
+        self._parser = pool.new_parser()
+
+    # -- for the pool
+
+    def start(
+        self,
+        request: OutgoingRequest,
+        *,
+        read_timeout: float | None,
+        write_timeout: float | None,
+        streamed: bool,
+        max_bytes: int | None,
+    ) -> Exchange:
+        """Begin an exchange. The connection must be open and idle."""
+        exchange = Exchange(
+            self,
+            read_timeout=read_timeout,
+            write_timeout=write_timeout,
+            streamed=streamed,
+            max_bytes=max_bytes,
+            last=request.last,
+        )
+        self._parser.begin(head_only=request.head_only)
+        exchange.chunks = self._parser.chunks
+        self._exchange = exchange
+        self.used = True
+        return exchange
+
+    @property
+    def deadline(self) -> float:
+        """When the exchange must have gone on, by the loop's clock."""
+        exchange = self._exchange
+        return NEVER if exchange is None else exchange.deadline
+
+    def time_out(self) -> None:
+        if self._exchange is not None:
+            self._exchange.time_out()
+
+    def abort(self, error: Exception | None = None) -> None:
+        """Close at once, and end a running exchange with the error. Safe to call again."""
+        if self.closed:
+            return
+        self.closed = True
+        self.error = error
+        exchange = self._exchange
+        if exchange is not None:
+            self._exchange = None
+            exchange.connection = None
+            if not exchange.complete:
+                exchange.error = with_facts(error or httpx.ReadError("the connection was closed"), exchange.facts())
+            exchange.wake()
+        self._parser.close()
+        if self.transport is not None:
+            self.transport.abort()
+        self.pool.discard(self)
+
+    # -- for the exchange
+
+    def write(self, data: bytes | memoryview) -> None:
+        if not self.closed and self.transport is not None:
+            self.transport.write(data)
+
+    def pause_reading(self) -> None:
+        if self.transport is not None:
+            self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self.transport is not None:
+            self.transport.resume_reading()
+
+    # -- asyncio.BufferedProtocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by the event loop, and again with the transport for TLS on top of the first one."""
+        self.transport = cast("asyncio.Transport", transport)
+        self.network_stream = NetworkStream(self.transport)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self.pool.receive_buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._received(self.pool.receive_buffer[:nbytes])
+
+    def eof_received(self) -> None:
+        self._ended(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.closed:
+            if exc is not None:
+                self._salvage()
+            self._ended(exc)
+        self.write_paused = False
+        self.transport = None
+        self.pool.socket_closed(self)
+
+    def pause_writing(self) -> None:
+        self.write_paused = True
+
+    def resume_writing(self) -> None:
+        self.write_paused = False
+        if self._exchange is not None:
+            self._exchange.wake()
+
+    # -- details
+
+    def _received(self, piece: memoryview) -> None:
+        exchange = self._exchange
+        if exchange is None:
+            # Nobody has asked for anything: taken for an answer, these bytes would answer a stranger's next request.
+            self.abort(httpx.RemoteProtocolError("the server sent data that nobody had asked for"))
+            return
+        exchange.response_started = True
+        parser = self._parser
+        try:
+            parser.feed(piece)
+        except httpx.RemoteProtocolError as error:
+            self.abort(error)
+            return
+        if exchange.max_bytes is not None and parser.body_bytes > exchange.max_bytes:
+            self.abort(ResponseTooLargeError(f"the response's body is larger than {exchange.max_bytes} bytes"))
+            return
+        if parser.head_complete and not exchange.head_complete:
+            exchange.take_head(parser)
+        if parser.complete:
+            self._finish(exchange, parser)
+        else:
+            exchange.take_progress(parser)
+
+    def _finish(self, exchange: Exchange, parser: ResponseParser) -> None:
+        """The response is complete: give the connection back at once, even before its reader has taken the body."""
+        exchange.complete = True
+        exchange.body_bytes = parser.body_bytes
+        transport = self.transport
+        if (
+            parser.reusable
+            and not exchange.last
+            and not exchange.sending
+            and transport is not None
+            and not transport.get_write_buffer_size()
+            and not transport.is_closing()
+        ):
+            self._exchange = None
+            exchange.connection = None
+            exchange.wake()
+            self.pool.release(self)
+        else:
+            self.abort()
+
+    def _ended(self, exc: Exception | None) -> None:
+        """The peer has closed its side (no `exc`), or the connection has failed."""
+        exchange = self._exchange
+        if self.closed:
+            return
+        if exchange is None:
+            self.abort(None if exc is None else httpx.ReadError(describe(exc)))
+            return
+        if exc is not None:
+            failed = httpx.WriteError if exchange.sending and not exchange.head_complete else httpx.ReadError
+            self.abort(failed(f"the connection failed: {describe(exc)}"))
+            return
+        try:
+            self._parser.end()
+        except httpx.RemoteProtocolError as error:
+            self.abort(error)
+        else:
+            self._finish(exchange, self._parser)
+
+    def _salvage(self) -> None:
+        """Read what the server sent before it reset a connection on which we were still sending.
+
+        A server that refuses an upload early (413) answers and closes; the unread part of the upload then makes its
+        kernel send a reset, and the event loop gives up on the socket with the answer still in the receive buffer.
+        """
+        exchange, transport = self._exchange, self.transport
+        if exchange is None or transport is None or transport.get_extra_info("ssl_object") is not None:
+            return
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            duplicate = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
+            with duplicate:
+                duplicate.setblocking(False)
+                while not self.closed and not exchange.complete:
+                    size = duplicate.recv_into(self.pool.receive_buffer)
+                    if not size:
+                        break
+                    self._received(self.pool.receive_buffer[:size])

@@ -1,0 +1,51 @@
+"""What an error of the engine tells beyond its class and message."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+import httpx
+
+E = TypeVar("E", bound=Exception)
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeFacts:
+    """How far the exchange had come when it failed.
+
+    A failure on a reused connection before any byte of a response is most likely the keep-alive race: the server
+    closed the idle connection while the request was on its way. RFC 9110 section 9.2.2 lets a client repeat an
+    idempotent request then; any other may have been processed.
+    """
+
+    request_sent: bool
+    """Whether any byte of the request may have reached the server. When false, every request may be repeated."""
+    response_started: bool
+    """Whether any byte of a response was received."""
+    connection_reused: bool
+    """Whether the connection had carried another request before."""
+
+
+NOTHING_SENT = ExchangeFacts(request_sent=False, response_started=False, connection_reused=False)
+
+
+class ResponseTooLargeError(httpx.ReadError):
+    """The body is larger than the `max_bytes` of the call, on the wire or decoded."""
+
+
+def with_facts(error: E, facts: ExchangeFacts) -> E:
+    """The same error, carrying the facts for `exchange_facts`."""
+    error.__dict__["exchange_facts"] = facts
+    return error
+
+
+def exchange_facts(error: BaseException) -> ExchangeFacts | None:
+    """What is known about the exchange that failed with this error; None for an error that is not the engine's."""
+    facts = error.__dict__.get("exchange_facts")
+    return facts if isinstance(facts, ExchangeFacts) else None
+
+
+def describe(error: BaseException) -> str:
+    """A text for an error that may have none: `str()` of many an `OSError` is empty."""
+    return str(error) or type(error).__name__

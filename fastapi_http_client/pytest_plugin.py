@@ -1,0 +1,20 @@
+"""The pytest plugin: the fixture `mock_httpx`. Imported by every test run, so nothing heavy is imported here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from fastapi_http_client.testing import MockNetwork
+
+
+@pytest.fixture
+def mock_httpx(monkeypatch: pytest.MonkeyPatch) -> MockNetwork:
+    """A fake network for every `AsyncHTTPClient` made in this test; see `fastapi_http_client.testing.MockNetwork`."""
+    from fastapi_http_client.testing import MockNetwork
+
+    network = MockNetwork()
+    network.install(monkeypatch)
+    return network

@@ -1,0 +1,385 @@
+"""`HTTPClients`: the named clients of a service, built when it starts and closed when it stops."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal
+
+import anyio
+import httpx
+
+from fastapi_http_client.client import AsyncHTTPClient
+from fastapi_http_client.config import ClientConfig
+from fastapi_http_client.edge import install
+from fastapi_http_client.errors import ConfigurationError, Problem
+from fastapi_http_client.explain import explain
+from fastapi_http_client.lifecycle import shielded
+from fastapi_http_client.routes import STATE_KEY as STATE_KEY
+from fastapi_http_client.routes import client_references
+from fastapi_http_client.settings import (
+    ClientSettings,
+    EnvFiles,
+    FilePath,
+    Section,
+    Settings,
+    code_section,
+    fields_set,
+    load_settings,
+    located,
+    warn_about,
+)
+from fastapi_http_client.variables import STORE, checked_prefix, client_name, normalise
+
+if TYPE_CHECKING:
+    from typing import Self, Unpack
+
+    from starlette.applications import Starlette
+
+    from fastapi_http_client.circuit_breaker import CircuitBreaker
+    from fastapi_http_client.client import HTTPXOptions
+    from fastapi_http_client.clock import Clock
+    from fastapi_http_client.middleware import Middleware
+    from fastapi_http_client.rate_limiter import TokenBucketRateLimiter
+
+RUNNING = "fastapi_http_client_running"
+"""The attribute of `app.state` that holds all registries which the app's lifespan has started."""
+
+HOW_TO_START = (
+    "the usual causes: the app has no lifespan that starts the clients (FastAPI(lifespan=clients.lifespan), or your "
+    "own lifespan with `async with clients.lifespan(app) as state: yield state`); a TestClient without `with`; "
+    "ASGITransport(app=app) instead of ASGITransport(app=manager.app) with asgi-lifespan's LifespanManager"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Declared:
+    """What code says about one client."""
+
+    name: str
+    section: Section
+    """What the environment can override."""
+    arguments: dict[str, Any] = field(repr=False)
+    """What it cannot: objects, and httpx options that are no fields of `ClientConfig`."""
+
+    def shown(self) -> dict[str, str]:
+        return {name: _kinds(value) for name, value in self.arguments.items() if value is not None and value != ()}
+
+
+class HTTPClients:
+    """The registry: named clients, configured by code and environment, started and closed with the app.
+
+    `clients` are configurations by name, over which the environment goes field by field. The environment is read at
+    each start: variables `<env_prefix><NAME>__<OPTION>`, `.env` files (`env_file`; the last of several is the
+    strongest, one that does not exist is passed over) and the files of `secrets_dir`, which must exist.
+    `shutdown_grace` is how long, in seconds, the end waits for calls in flight. A registry serves one app at a time,
+    and can be started again after it was closed.
+
+    Raises `ConfigurationError` for arguments that can never be right.
+    """
+
+    def __init__(
+        self,
+        clients: Mapping[str, ClientConfig] | None = None,
+        *,
+        env_prefix: str = "HTTP_CLIENT__",
+        env_file: EnvFiles = None,
+        secrets_dir: FilePath | None = None,
+        store: Any = None,
+        shutdown_grace: float = 10.0,
+    ) -> None:
+        if not isinstance(shutdown_grace, int | float) or not 0 <= shutdown_grace < math.inf:
+            raise ConfigurationError("shutdown_grace: must be a number of seconds, 0 or more")
+        self._prefix = checked_prefix(env_prefix)
+        self._env_file = env_file
+        self._secrets_dir = secrets_dir
+        self._store = store
+        self._grace = shutdown_grace
+        self._declared: dict[str, _Declared] = {}
+        self._phase: Literal["new", "starting", "running", "closing", "closed"] = "new"
+        self._settings: Settings | None = None
+        self._clients: dict[str, AsyncHTTPClient] = {}
+        for name, config in (clients or {}).items():
+            self.add(name, config=config)
+
+    # -- declaring -----------------------------------------------------------------------------------------------
+
+    def add(
+        self,
+        name: str,
+        *,
+        base_url: str = "",
+        config: ClientConfig | None = None,
+        auth: Any = None,
+        middlewares: Sequence[Middleware] = (),
+        rate_limiter: TokenBucketRateLimiter | None = None,
+        circuit_breaker: CircuitBreaker | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+        clock: Clock | None = None,
+        random: Any = None,
+        **httpx_options: Unpack[HTTPXOptions],
+    ) -> None:
+        """Declare a client, or give a client of the environment what no variable can say.
+
+        The arguments are those of `AsyncHTTPClient`. What is a field of `ClientConfig` too (`auth`, `timeout`,
+        `headers` …) is a default like `config`, which the environment overrides.
+
+        Raises `ConfigurationError` after the start, for a name that is taken or reserved, and for a wrong `config`.
+        """
+        normal = client_name(name)
+        if self._phase not in ("new", "closed"):
+            raise ConfigurationError(f'client "{name}": the clients are started already; add it before')
+        if normal in self._declared:
+            raise ConfigurationError(f'client "{name}": declared twice (as "{self._declared[normal].name}" before)')
+        if config is not None and not isinstance(config, ClientConfig):
+            raise ConfigurationError(f'client "{name}": config must be a ClientConfig, not {type(config).__name__}')
+        fields, options = _split(dict(httpx_options))
+        fields = {**(fields_set(config) if config else {}), **fields}
+        if base_url:
+            fields["base_url"] = base_url
+        if auth is not None:
+            fields["auth"] = auth
+        arguments = {
+            "middlewares": tuple(middlewares),
+            "rate_limiter": rate_limiter,
+            "circuit_breaker": circuit_breaker,
+            "transport": transport,
+            "clock": clock,
+            "random": random,
+            **options,
+        }
+        self._declared[normal] = _Declared(name, code_section(normal, fields), arguments)
+
+    def install(
+        self,
+        app: Starlette,
+        *,
+        request_timeout: float | None = None,
+        deadline_header: str = "X-Request-Timeout-Ms",
+        trust_deadline_header: bool = False,
+        cancel_on_disconnect: bool = True,
+        problem_responses: bool = True,
+        expose_client_names: bool = False,
+    ) -> None:
+        """Give an app's requests their context and their callers proper answers: see `edge.install`.
+
+        To be called before the app starts, and again for a mounted app, whose handlers are its own.
+        """
+        install(
+            app,
+            self,
+            request_timeout=request_timeout,
+            deadline_header=deadline_header,
+            trust_deadline_header=trust_deadline_header,
+            cancel_on_disconnect=cancel_on_disconnect,
+            problem_responses=problem_responses,
+            expose_client_names=expose_client_names,
+        )
+
+    # -- using ---------------------------------------------------------------------------------------------------
+
+    def __getitem__(self, name: str) -> AsyncHTTPClient:
+        """A running client. Raises `ConfigurationError` when there is none of this name, or none is running."""
+        client = self._clients.get(name)
+        return self._find(name) if client is None else client
+
+    def _find(self, name: str) -> AsyncHTTPClient:
+        normal = client_name(name)
+        if self._phase != "running" or self._settings is None:
+            state = {"new": "have not been started", "starting": "are still starting"}.get(self._phase, "are closed")
+            raise ConfigurationError(f'client "{name}" cannot be used: the clients {state}; {HOW_TO_START}')
+        if normal not in self._clients:
+            raise ConfigurationError(self._settings.missing(normal))
+        return self._clients[normal]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the running clients, sorted; when none is running, of those that code declares."""
+        return tuple(sorted(self._clients if self._phase == "running" else self._declared))
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and normalise(name) in self.names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def explain(self) -> str:
+        """The settings of all clients with the origin of each value, secrets masked; read afresh when not running."""
+        settings = self._settings if self._phase == "running" and self._settings is not None else self._load()
+        given = {name: declared.shown() for name, declared in self._declared.items()}
+        for name, client in settings.clients.items():
+            if client.auth is not None:
+                given[name]["auth"] = _kinds(client.auth)
+        pipelines = {name: client.pipeline for name, client in self._clients.items()}
+        return explain(settings, given=given, pipelines=pipelines if self._phase == "running" else None)
+
+    def __repr__(self) -> str:
+        return f"<HTTPClients({', '.join(self.names)}), {self._phase}>"
+
+    # -- life ----------------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def lifespan(self, app: Any) -> AsyncGenerator[dict[str, Any]]:
+        """The app's lifespan, or a part of it: what it yields has to be yielded on.
+
+        At the start all routes of the app are looked through: one that asks for a client which nobody configured is a
+        problem too.
+        """
+        await self._start(app)
+        others = _running_on(app)
+        _set_running(app, (*others, self))
+        try:
+            yield {STATE_KEY: self}
+        finally:
+            _set_running(app, tuple(registry for registry in _running_on(app) if registry is not self))
+            await self.aclose()
+
+    async def start(self) -> None:
+        """Read the environment and build all clients.
+
+        Raises one `ConfigurationError` with every problem of every client.
+        """
+        await self._start(None)
+
+    async def aclose(self) -> None:
+        """Refuse new calls, wait up to `shutdown_grace` seconds for those in flight, close every client.
+
+        Once begun it is carried to its end, even if it is cancelled. Does nothing when nothing is running. Raises an
+        `ExceptionGroup` of what went wrong, after all clients were closed.
+        """
+        if self._phase != "running":
+            return
+        clients, self._clients = self._clients, {}
+        self._phase = "closing"
+        try:
+            # Two kinds of cancellation: a task's own, and a cancel scope's, which would come back at every await.
+            with anyio.CancelScope(shield=True):
+                await shielded(_close(clients, self._grace))
+        finally:
+            self._phase = "closed"
+            self._settings = None
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None = None,
+        exc_value: BaseException | None = None,
+        traceback: TracebackType | None = None,
+    ) -> None:
+        await self.aclose()
+
+    async def _start(self, app: object | None) -> None:
+        if self._phase not in ("new", "closed"):
+            raise ConfigurationError("the clients are started already: one registry serves one app at a time")
+        before, self._phase = self._phase, "starting"
+        clients: dict[str, AsyncHTTPClient] = {}
+        try:
+            settings = self._load()
+            problems = [*settings.problems, *self._store_problems(settings)]
+            if app is not None:
+                problems.extend(self._route_problems(app, settings))
+            for name, client in settings.clients.items():
+                try:
+                    clients[name] = self._build(name, client)
+                except ConfigurationError as error:
+                    found = error.problems or (Problem("", str(error)),)
+                    problems.extend(located(problem, name, self._prefix, client.origins) for problem in found)
+            if problems:
+                raise ConfigurationError(_summary(problems), problems=problems)
+        except BaseException:
+            self._phase = before
+            with contextlib.suppress(Exception):  # why the start failed is what has to be seen
+                await shielded(_close(clients, 0.0))
+            raise
+        warn_about(settings)
+        self._settings, self._clients, self._phase = settings, clients, "running"
+
+    def _load(self) -> Settings:
+        code = {name: declared.section for name, declared in self._declared.items()}
+        return load_settings(code, prefix=self._prefix, env_file=self._env_file, secrets_dir=self._secrets_dir)
+
+    def _build(self, name: str, settings: ClientSettings) -> AsyncHTTPClient:
+        arguments = self._declared[name].arguments if name in self._declared else {}
+        try:
+            return AsyncHTTPClient(config=settings.config, auth=settings.auth, name=name, **arguments)
+        except Exception as error:
+            error.add_note(f'while the client "{name}" was built')
+            raise
+
+    def _store_problems(self, settings: Settings) -> Iterator[Problem]:
+        place = "store" if self._store is not None else STORE
+        if self._store is not None or settings.store is not None:
+            yield Problem(place, "state shared between processes is not part of this version; leave it unset")
+
+    def _route_problems(self, app: object, settings: Settings) -> Iterator[Problem]:
+        routes: dict[Any, list[str]] = {}
+        for route, reference in client_references(app):
+            routes.setdefault(reference, []).append(route)
+        several = {*_running_on(app), *(reference.clients for reference in routes)} - {None, self}
+        for reference, places in routes.items():
+            place = f'http_client("{reference.name}") in {", ".join(dict.fromkeys(places))}'
+            if reference.clients is None and several:
+                yield Problem(place, "the app has several registries; say which by passing clients=")
+            elif reference.clients in (None, self) and reference.name not in settings.names:
+                yield Problem(place, f"{settings.missing(reference.name)}; for one of another registry pass clients=")
+
+
+def _split(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """httpx's options: those that are fields of `ClientConfig`, and the rest."""
+    plain = {"timeout": int | float, "headers": Mapping, "proxy": str}
+    fields = {
+        name: value
+        for name, value in options.items()
+        if name in ClientConfig.model_fields and isinstance(value, plain.get(name, object))
+    }
+    rest = {name: value for name, value in options.items() if name not in fields}
+    if isinstance(rest.get("verify"), bool):
+        fields["verify_ssl"] = rest.pop("verify")
+    return fields, rest
+
+
+def _kinds(value: Any) -> str:
+    """Objects as the names of their classes: their own repr may show anything."""
+    return ", ".join(type(item).__name__ for item in (value if isinstance(value, list | tuple) else (value,)))
+
+
+def _summary(problems: Sequence[Problem]) -> str:
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    return "\n  ".join([f"the HTTP clients cannot start, {count}:", *(str(problem) for problem in problems)])
+
+
+async def _close(clients: Mapping[str, AsyncHTTPClient], grace: float) -> None:
+    """Close all clients at once, whatever becomes of any of them."""
+
+    async def close(name: str, client: AsyncHTTPClient) -> None:
+        try:
+            try:
+                await client.drain(grace)
+            finally:
+                await client.aclose()
+        except Exception as error:
+            error.add_note(f'while the client "{name}" was closed')
+            raise
+
+    results = await asyncio.gather(*(close(*item) for item in clients.items()), return_exceptions=True)
+    errors = [result for result in results if isinstance(result, BaseException)]
+    if errors:
+        raise BaseExceptionGroup("not all HTTP clients could be closed in order", errors)
+
+
+def _running_on(app: object) -> tuple[HTTPClients, ...]:
+    return getattr(getattr(app, "state", None), RUNNING, ())
+
+
+def _set_running(app: object, registries: tuple[HTTPClients, ...]) -> None:
+    state = getattr(app, "state", None)
+    if state is not None:
+        setattr(state, RUNNING, registries)

@@ -1,0 +1,481 @@
+"""The environment as `{name: ClientConfig}`, with the origin of every value. The only module that reads settings.
+
+A variable is `<PREFIX><NAME>__<OPTION>`, and each value is taken from the first place that has it:
+
+    environment > .env files > secrets files > code > the DEFAULT section (of the same places) > built-in
+
+Problems are collected, not raised, so that a start can report all of them at once; each names its variable, file or
+argument, and none shows a value.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource
+
+from fastapi_http_client.config import ClientConfig
+from fastapi_http_client.errors import ConfigurationError, Problem
+from fastapi_http_client.variables import (
+    AUTH_FIELDS,
+    DEFAULT,
+    OPTIONS,
+    SEPARATOR,
+    STORE,
+    closest,
+    is_client_name,
+    json_object,
+    meant_instead_of_client,
+    meant_instead_of_option,
+    near_miss,
+    normalise,
+    variable,
+)
+
+logger = logging.getLogger("fastapi_http_client.settings")
+
+ENVIRONMENT = "environment"
+SECRETS = "secrets file"
+CODE = "code"
+
+FilePath = str | os.PathLike[str]
+EnvFiles = FilePath | Sequence[FilePath] | None
+
+
+# -- values and where they come from -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a value comes from: the layer (`environment`, the path of a .env file …), and its name there."""
+
+    layer: str
+    name: str
+    key: str = ""
+    """The key inside a variable that holds JSON."""
+
+    def __str__(self) -> str:
+        return f"{self.layer} {self._place}"
+
+    @property
+    def argument(self) -> str:
+        """How a problem names it."""
+        return self._place if self.layer in (ENVIRONMENT, CODE) else f"{self._place} ({self.layer})"
+
+    @property
+    def _place(self) -> str:
+        return f"{self.name}, key {self.key}" if self.key else self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One value as it was given."""
+
+    value: Any
+    origin: Origin
+
+    def __repr__(self) -> str:  # the value may be a secret
+        return f"Setting({self.origin})"
+
+
+Section = dict[str, "Setting | Section"]
+"""Options by name; `auth` and `headers` are sections of their own."""
+
+
+def merge(under: Section, over: Section) -> Section:
+    """`over` field by field on top of `under`; an `auth` with a type replaces one that has a type too.
+
+    An `auth` without a type is a part of one (a token in a secrets file, say) and is filled in. Keys differ in case
+    only where they are names of headers.
+    """
+    merged = dict(under)
+    for key, item in over.items():
+        twin = next((other for other in merged if other.lower() == key.lower()), key)
+        below = merged.pop(twin, None)
+        if isinstance(item, dict) and isinstance(below, dict):
+            replaced = key == "auth" and "type" in item and "type" in below
+            merged[key] = item if replaced else merge(below, item)
+        else:
+            merged[key] = item
+    return merged
+
+
+def code_section(client: str, options: Mapping[str, Any]) -> Section:
+    """The options that code gives to a client: fields of `ClientConfig`, or an auth object as `auth`."""
+
+    def item(value: Any, path: str) -> Setting | Section:
+        if isinstance(value, BaseModel):  # a section that was validated before
+            value = {"type": getattr(value, "type", None), **fields_set(value)}
+        if isinstance(value, Mapping):
+            return {key: item(inner, f"{path}.{key}") for key, inner in value.items()}
+        return Setting(value, Origin(CODE, path))
+
+    return {option: item(value, f'clients["{client}"].{option}') for option, value in options.items()}
+
+
+def fields_set(model: BaseModel) -> dict[str, Any]:
+    """The fields that were given: the defaults leave room for what lies under them."""
+    return {field: getattr(model, field) for field in model.model_fields_set}
+
+
+def _leaves(section: Section, path: str = "") -> Iterator[tuple[str, Setting]]:
+    for key, item in section.items():
+        if isinstance(item, dict):
+            yield from _leaves(item, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", item
+
+
+def _values(section: Section) -> dict[str, Any]:
+    return {key: _values(item) if isinstance(item, dict) else item.value for key, item in section.items()}
+
+
+# -- reading the places ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """The variables of one place, as they are written there; None for one that was not opened."""
+
+    name: str
+    variables: Mapping[str, str | None]
+
+
+class _Sources(BaseSettings):
+    """pydantic-settings' sources want a settings class. It declares nothing: we take their plain variables."""
+
+
+def _read_environment() -> _Layer:
+    return _Layer(ENVIRONMENT, EnvSettingsSource(_Sources, case_sensitive=True).env_vars)
+
+
+def _read_env_file(file: FilePath) -> _Layer:
+    """Raises `OSError` or `UnicodeError`; a file that does not exist is an empty one."""
+    if Path(file).expanduser().is_dir():
+        raise IsADirectoryError
+    source = DotEnvSettingsSource(_Sources, env_file=Path(file), env_file_encoding="utf-8", case_sensitive=True)
+    return _Layer(os.fspath(file), {name: text or "" for name, text in source.env_vars.items()})
+
+
+def _read_secrets(directory: FilePath, is_ours: Callable[[str], bool], problems: list[Problem]) -> _Layer:
+    """One variable a file, without the white space around it. Raises `OSError`.
+
+    Only our own files are opened: such a directory also holds the key stores and certificates of others, which
+    pydantic-settings' own source reads and decodes, all of them.
+    """
+    secrets: dict[str, str | None] = {}
+    for file in sorted(Path(directory).expanduser().iterdir()):
+        try:
+            if file.is_file():
+                secrets[file.name] = file.read_text("utf-8").strip() if is_ours(file.name) else None
+        except (OSError, UnicodeError) as error:
+            problems.append(Problem(f"{file.name} ({SECRETS})", f"cannot be read ({type(error).__name__})"))
+    return _Layer(SECRETS, secrets)
+
+
+def _read_all(env_file: EnvFiles, secrets_dir: FilePath | None, prefix: str, problems: list[Problem]) -> list[_Layer]:
+    """The places outside the code, the weakest first; of several .env files the last is the strongest."""
+
+    def is_ours(name: str) -> bool:
+        return normalise(name).startswith(normalise(prefix)) or _is_store(name)
+
+    layers = []
+    if secrets_dir is not None:
+        try:
+            layers.append(_read_secrets(secrets_dir, is_ours, problems))
+        except OSError as error:
+            what = f"{os.fspath(secrets_dir)} is no directory that can be read ({type(error).__name__})"
+            problems.append(Problem("secrets_dir", what))
+    for file in [env_file] if isinstance(env_file, str | os.PathLike) else env_file or ():
+        try:
+            layers.append(_read_env_file(file))
+        except (OSError, UnicodeError) as error:
+            problems.append(Problem("env_file", f"{os.fspath(file)} cannot be read ({type(error).__name__})"))
+    layers.append(_read_environment())
+    return layers
+
+
+def _is_store(name: str) -> bool:
+    return normalise(name) == normalise(STORE)
+
+
+# -- one layer as sections ---------------------------------------------------------------------------------------
+
+
+class _Reader:
+    """Turns the variables of one layer into a section for each client."""
+
+    def __init__(self, layer: _Layer, prefix: str, problems: list[Problem]) -> None:
+        self._layer = layer
+        self._prefix = prefix
+        self._problems = problems
+        self._values: dict[tuple[str, ...], tuple[str, str]] = {}
+
+    def sections(self) -> dict[str, Section]:
+        start = normalise(self._prefix)
+        for name, text in self._layer.variables.items():
+            normal = normalise(name)
+            if text == "" or _is_store(name):
+                continue
+            if normal.startswith(start):
+                self._add(tuple(normal[len(start) :].split(SEPARATOR)), name, text or "")
+            elif meant := near_miss(self._prefix, name, text or ""):
+                self._report(name, f"is not read; did you mean {meant}?")
+        sections: dict[str, Section] = {}
+        for depth in (1, 2, 3):  # a whole client, then its options, then the fields of its auth: the closest wins
+            level: dict[str, Section] = {}
+            for path, (name, text) in self._values.items():
+                section = self._section(path, name, text) if min(len(path), 3) == depth else None
+                if section is not None:
+                    level[path[0]] = merge(level.get(path[0], {}), section)
+            for client, section in level.items():
+                sections[client] = merge(sections.get(client, {}), section)
+        return sections
+
+    def _add(self, path: tuple[str, ...], name: str, text: str) -> None:
+        """Names that differ in case or dashes only are one option, which has one value."""
+        other, other_text = self._values.setdefault(path, (name, text))
+        if other_text != text:
+            self._report(name, f"is the same option as {other} and has another value")
+
+    def _section(self, path: tuple[str, ...], name: str, text: str) -> Section | None:
+        """What one variable says about its client: nothing when it is wrong, None when it does not even name one."""
+        client, *option = path
+        if not is_client_name(client):
+            self._report(name, f"names no client; a variable is {self._prefix}<NAME>__<OPTION>")
+            return None
+        match option:
+            case []:
+                return self._client(client, name, text)
+            case ["headers", _]:
+                whole = variable(self._prefix, client, "headers")
+                return self._report(name, f'unknown option; headers are one JSON object, {whole}={{"X-Name": "value"}}')
+            case ["auth" | "headers" as section] if text != "null":
+                return self._json_section(section, name, text)
+            case ["auth", field]:
+                return {"auth": {field: self._setting(text, name)}}
+            case [single] if single in OPTIONS:
+                return {single: self._setting(text, name)}
+            case _:
+                meant = meant_instead_of_option(self._prefix, client, option)
+                return self._report(name, _unknown_option(meant))
+
+    def _client(self, client: str, name: str, text: str) -> Section | None:
+        """A whole client as one JSON object."""
+        values = json_object(text)
+        meant = meant_instead_of_client(self._prefix, client)
+        if values is None or (meant and not all(normalise(key) in OPTIONS for key in values)):
+            hint = (
+                f"did you mean {meant}?" if meant else f"single options are {variable(self._prefix, client)}__<OPTION>"
+            )
+            self._report(name, f"is not a JSON object with the options of a client; {hint}")
+            return None if meant else {}
+        section: Section = {}
+        for key, value in values.items():
+            option = normalise(key)
+            if option not in OPTIONS:
+                self._report(name, _unknown_option(closest(option, OPTIONS)), key)
+            elif option in ("auth", "headers") and value is not None:
+                if isinstance(value, dict):
+                    section[option] = self._fields(option, value, name, f"{key}.")
+                else:
+                    self._report(name, "is not a JSON object", key)
+            else:
+                section[option] = Setting(value, self._origin(name, key))
+        return section
+
+    def _json_section(self, section: str, name: str, text: str) -> Section:
+        values = json_object(text)
+        if values is None:
+            return self._report(name, "is not a JSON object")
+        return {section: self._fields(section, values, name)}
+
+    def _fields(self, section: str, values: Mapping[str, Any], name: str, path: str = "") -> Section:
+        normal = normalise if section == "auth" else str
+        return {normal(key): Setting(value, self._origin(name, f"{path}{key}")) for key, value in values.items()}
+
+    def _setting(self, text: str, name: str) -> Setting:
+        return Setting(None if text == "null" else text, self._origin(name))
+
+    def _origin(self, name: str, key: str = "") -> Origin:
+        return Origin(self._layer.name, name, key)
+
+    def _report(self, name: str, message: str, key: str = "") -> Section:
+        self._problems.append(Problem(self._origin(name, key).argument, message))
+        return {}
+
+
+def _unknown_option(meant: str | None) -> str:
+    return f"unknown option, did you mean {meant}?" if meant else "unknown option"
+
+
+# -- all places together -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ClientSettings:
+    """One client as it is to be built."""
+
+    config: ClientConfig
+    auth: Any
+    """The auth object that code gave, when no stronger place said something about `auth`."""
+    origins: Mapping[str, Origin]
+    """By path (`timeout`, `auth.token`, `headers.Accept`); what is not there is built in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What was found."""
+
+    prefix: str
+    clients: Mapping[str, ClientSettings]
+    """Those without a problem."""
+    names: frozenset[str]
+    """The names of all."""
+    store: str | None
+    problems: tuple[Problem, ...]
+
+    def missing(self, name: str) -> str:
+        """What to say about a client that nobody configured."""
+        guess = closest(name, self.names)
+        question = f", did you mean {guess}? Or set" if guess else ": set"
+        known = ", ".join(sorted(self.names)) or "none"
+        return (
+            f"no client {name} is configured{question} {variable(self.prefix, name, 'base_url')} "
+            f"(configured are: {known})"
+        )
+
+
+def load_settings(
+    code: Mapping[str, Section], *, prefix: str, env_file: EnvFiles = None, secrets_dir: FilePath | None = None
+) -> Settings:
+    """Read every place now and merge it over what the code says. What is wrong is in `problems` and not raised."""
+    problems: list[Problem] = []
+    outside: dict[str, Section] = {}
+    store = None
+    for layer in _read_all(env_file, secrets_dir, prefix, problems):
+        for name, section in _Reader(layer, prefix, problems).sections().items():
+            outside[name] = merge(outside.get(name, {}), section)
+        store = next((text for name, text in layer.variables.items() if text and _is_store(name)), store)
+    default = outside.pop(DEFAULT, {})
+    problems.extend(_problems_of_default(default, prefix))
+    clients: dict[str, ClientSettings] = {}
+    names = frozenset({*code, *outside})
+    for name in sorted(names):
+        section = merge(merge(default, code.get(name, {})), outside.get(name, {}))
+        origins = {path: setting.origin for path, setting in _leaves(section)}
+        try:
+            clients[name] = _client_settings(section, origins)
+        except ConfigurationError as error:
+            problems.extend(located(problem, name, prefix, origins) for problem in error.problems)
+    return Settings(prefix, clients, names, store, tuple(dict.fromkeys(problems)))
+
+
+def _client_settings(section: Section, origins: Mapping[str, Origin]) -> ClientSettings:
+    values = _values(section)
+    # Configured auth is a section, and null takes it away; what is neither is an object that code gave.
+    auth = None if isinstance(section.get("auth"), dict) else values.pop("auth", None)
+    if "headers" in values:
+        values["headers"] = _without_null(values["headers"])
+    problems = list(_unusable_files(values))
+    try:
+        config = ClientConfig(**values)
+    except ConfigurationError as error:
+        raise ConfigurationError(problems=[*problems, *error.problems]) from None
+    problems.extend(_missing_extras(config))
+    if problems:
+        raise ConfigurationError(problems=problems)
+    return ClientSettings(config, auth, origins)
+
+
+def _without_null(headers: Any) -> Any:
+    """`null` takes away a header that a weaker place set, or all of them."""
+    if isinstance(headers, dict):
+        return {name: value for name, value in headers.items() if value is not None}
+    return {} if headers is None else headers
+
+
+def _unusable_files(values: Mapping[str, Any]) -> Iterator[Problem]:
+    for option in ("ca_file", "client_cert", "client_key"):
+        path = values.get(option)
+        if not isinstance(path, str):
+            continue
+        if "-----BEGIN" in path:
+            yield Problem(option, "must be the path of a file, and is its content")
+        elif not os.path.isfile(path):
+            yield Problem(option, "there is no such file")
+        elif not os.access(path, os.R_OK):
+            yield Problem(option, "the file cannot be read")
+
+
+def _missing_extras(config: ClientConfig) -> Iterator[Problem]:
+    if config.http2 and not _is_installed("h2"):
+        yield Problem("http2", "needs an extra: pip install fastapi-http-client[http2]")
+    if config.proxy is not None and config.proxy.startswith("socks") and not _is_installed("socksio"):
+        yield Problem("proxy", "SOCKS needs an extra: pip install fastapi-http-client[socks]")
+
+
+def _is_installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def _problems_of_default(section: Section, prefix: str) -> Iterator[Problem]:
+    """What is wrong with the values of the DEFAULT section, used or not. It need not be complete in itself."""
+    auth = section.get("auth")
+    if isinstance(auth, dict) and "type" not in auth:
+        section = {option: item for option, item in section.items() if option != "auth"}
+    origins = {path: setting.origin for path, setting in _leaves(section)}
+    try:
+        _client_settings(section, origins)
+    except ConfigurationError as error:
+        for problem in error.problems:
+            if _origin_of(problem.argument, origins) is not None:
+                yield located(problem, DEFAULT, prefix, origins)
+
+
+# -- from an argument to its variable ----------------------------------------------------------------------------
+
+
+def located(problem: Problem, client: str, prefix: str, origins: Mapping[str, Origin]) -> Problem:
+    """A problem of a client's configuration, with the variable (file, code) in the place of the argument."""
+    path, message = problem.argument, problem.message
+    origin = _origin_of(path, origins)
+    if path and path.partition(".")[0] not in OPTIONS:
+        return Problem(f'clients["{client}"].{path}', message)
+    if origin is None and path:  # nobody gave it
+        option = ("auth", "type") if path == "auth" else path.split(".")
+        return Problem(variable(prefix, client, *option), "is missing" if message == "Field required" else message)
+    if origin is None:  # the message names the options, which contradict each other, say
+        words = [path for word in re.findall(r"\w+", message) for path in (word, f"auth.{word}")]
+        places = dict.fromkeys(origins[path].argument for path in words if path in origins)
+        return Problem(", ".join(places) or variable(prefix, client), message)
+    if message == "unknown option":
+        guess = closest(path.removeprefix("auth."), AUTH_FIELDS)
+        if guess and SEPARATOR in origin.name and not origin.key:
+            guess = f"{origin.name.rpartition(SEPARATOR)[0]}{SEPARATOR}{guess.upper()}"
+        message = _unknown_option(guess)
+    return Problem(origin.argument, message)
+
+
+def _origin_of(path: str, origins: Mapping[str, Origin]) -> Origin | None:
+    """That of the value itself, or of the whole that it is an item of (`retry_statuses.2`)."""
+    if path == "auth":
+        path = "auth.type"
+    while path not in origins and "." in path:
+        path = path.rpartition(".")[0]
+    return origins.get(path)
+
+
+def warn_about(settings: Settings) -> None:
+    """Log what is allowed and ought to be seen."""
+    for name, client in settings.clients.items():
+        if not client.config.verify_ssl:
+            logger.warning("client %s: TLS certificates are not verified (%s)", name, client.origins["verify_ssl"])

@@ -1,0 +1,137 @@
+"""The names of clients, options and variables: their normal form, and what was probably meant by a wrong one.
+
+A variable is `<PREFIX><NAME>__<OPTION>`. Names are compared in lower case with `-` as `_`. Nothing here reads anything.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from fastapi_http_client.config import APIKeyConfig, BasicConfig, BearerConfig, ClientConfig, OAuth2Config
+from fastapi_http_client.errors import ConfigurationError
+
+DEFAULT = "default"
+"""The section that lies under every client; no client can have this name."""
+STORE = "HTTP_CLIENTS_STORE"
+"""The variable with the address of the store that a fleet's processes share, whatever the prefix is."""
+SEPARATOR = "__"
+
+OPTIONS = tuple(ClientConfig.model_fields)
+AUTH_FIELDS = tuple(
+    dict.fromkeys(
+        field for model in (BearerConfig, APIKeyConfig, BasicConfig, OAuth2Config) for field in model.model_fields
+    )
+)
+_NAME = re.compile(r"[^\W_]+(_[^\W_]+)*")
+
+
+def normalise(name: str) -> str:
+    """The one form in which names are compared."""
+    return name.lower().replace("-", "_")
+
+
+def is_client_name(normal: str) -> bool:
+    return _NAME.fullmatch(normal) is not None
+
+
+def client_name(name: object) -> str:
+    """The normal form of a client's name. Raises `ConfigurationError` for a name that no client can have."""
+    if not isinstance(name, str):
+        raise ConfigurationError(f"the name of a client must be a text, not {type(name).__name__}")
+    normal = normalise(name)
+    if normal == DEFAULT:
+        raise ConfigurationError(f'"{name}" cannot be the name of a client: DEFAULT is what lies under every client')
+    if not is_client_name(normal):
+        raise ConfigurationError(
+            f'"{name}" cannot be the name of a client: it must be letters and digits, joined by single "_" or "-"'
+        )
+    return normal
+
+
+def checked_prefix(prefix: str) -> str:
+    """The prefix itself. Raises `ConfigurationError` for one under which variables could not be told apart."""
+    if not prefix.strip("_-") or not prefix.endswith("_"):
+        raise ConfigurationError(f'env_prefix: "{prefix}" does not end with an underscore, as "HTTP_CLIENT__" does')
+    return prefix
+
+
+def variable(prefix: str, client: str, *path: str) -> str:
+    """The variable of a client (as JSON), or of one of its options: `auth`, `token`."""
+    return prefix + SEPARATOR.join((client, *path)).upper()
+
+
+def json_object(text: str) -> dict[str, Any] | None:
+    """The text as a JSON object, or None when it is none."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+# -- what was meant ----------------------------------------------------------------------------------------------
+
+
+def closest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The one of the known words that was probably meant."""
+    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)), None)
+
+
+def meant_instead_of_option(prefix: str, client: str, path: Sequence[str]) -> str | None:
+    """For a variable whose option does not exist."""
+    if right := _as_option(path[1:]):  # HTTP_CLIENT__MY__API__TIMEOUT
+        return variable(prefix, f"{client}_{path[0]}", *right)
+    if client.endswith("_auth") and path[0] in AUTH_FIELDS:  # HTTP_CLIENT__GITHUB_AUTH__TOKEN
+        return variable(prefix, client.removesuffix("_auth"), "auth", path[0])
+    known: dict[str, tuple[str, ...]] = {option: (option,) for option in OPTIONS}
+    known |= {f"auth{SEPARATOR}{field}": ("auth", field) for field in AUTH_FIELDS}
+    guess = closest(SEPARATOR.join(path), known, cutoff=0.5)
+    return variable(prefix, client, *known[guess]) if guess else None
+
+
+def meant_instead_of_client(prefix: str, client: str) -> str | None:
+    """For a variable that ends after one underscore: `HTTP_CLIENT__GITHUB_BASE_URL`."""
+    option = max((option for option in OPTIONS if client.endswith(f"_{option}")), key=len, default=None)
+    return variable(prefix, client.removesuffix(f"_{option}"), option) if option else None
+
+
+def near_miss(prefix: str, name: str, text: str) -> str | None:
+    """The variable that was probably meant by one without our prefix, or None when it is somebody else's.
+
+    Only what cannot well be a coincidence counts. The name must begin with the prefix's words, perhaps run together or
+    in the plural, hold a double underscore after them, and end as ours do: in `<name>__<option>`, or after the double
+    underscore in `<name>_<option>`, or in `<name>` with a JSON object of our options as the value. So
+    `HTTP_CLIENTS__X__TIMEOUT`, `HTTP_CLIENT_X__TIMEOUT` and `HTTPCLIENT__X__TIMEOUT` are near misses;
+    `HTTP_CLIENT_TIMEOUT`, `HTTP_CLIENTS_STORE`, `HTTP_CLIENT_X__COLOUR` and `ACME_HTTP_CLIENT__X__TIMEOUT` are not.
+    """
+    words = [re.escape(word) for word in normalise(prefix).split("_") if word]
+    match = re.fullmatch(f"{'_*'.join(words).removesuffix('s')}s?(_+)(.+)", normalise(name))
+    if match is None:
+        return None
+    client, *path = match[2].split(SEPARATOR)
+    if not is_client_name(client):
+        return None
+    if path:
+        right = _as_option(path)
+        return variable(prefix, client, *right) if right else None
+    if match[1] != SEPARATOR:
+        return None
+    if any(normalise(key) in OPTIONS for key in json_object(text) or ()):
+        return variable(prefix, client)
+    return meant_instead_of_client(prefix, client)
+
+
+def _as_option(path: Sequence[str]) -> tuple[str, ...] | None:
+    """The path of the option that this is, or is a letter away from."""
+    match path:
+        case [option]:
+            right = closest(option, OPTIONS, cutoff=0.85)
+            return (right,) if right else None
+        case ["auth", field] if field in AUTH_FIELDS:
+            return ("auth", field)
+        case _:
+            return None

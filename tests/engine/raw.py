@@ -1,0 +1,126 @@
+"""Upstreams of a few lines each: raw asyncio servers that say exactly what a test needs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+Reader, Writer = asyncio.StreamReader, asyncio.StreamWriter
+Handler = Callable[[Reader, Writer], Awaitable[None]]
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+class Upstream:
+    """A server and what it saw."""
+
+    def __init__(self) -> None:
+        self.port = 0
+        self.scheme = "http"
+        self.accepted = 0
+        self.open = 0
+        self.peak = 0
+        self.heads: list[bytes] = []
+        self.writers: set[Writer] = set()
+
+    def url(self, path: str = "/") -> str:
+        return f"{self.scheme}://127.0.0.1:{self.port}{path}"
+
+    async def all_closed(self) -> None:
+        """Returns when no connection is open any more."""
+        async with asyncio.timeout(5):
+            while self.open:
+                await asyncio.sleep(0.005)
+
+
+@contextlib.asynccontextmanager
+async def serve(handler: Handler, *, ssl_context: ssl.SSLContext | None = None) -> AsyncIterator[Upstream]:
+    """Run a handler for each connection; it is closed when the handler returns."""
+    upstream = Upstream()
+
+    async def connected(reader: Reader, writer: Writer) -> None:
+        upstream.accepted += 1
+        upstream.open += 1
+        upstream.peak = max(upstream.peak, upstream.open)
+        upstream.writers.add(writer)
+        try:
+            await handler(reader, writer)
+            if not writer.transport.is_closing():
+                writer.close()
+            await writer.wait_closed()
+        except (ConnectionError, asyncio.IncompleteReadError, ssl.SSLError):
+            writer.transport.abort()
+        except RuntimeError:  # uvloop's way to say that the connection is closed
+            if not writer.transport.is_closing():
+                raise
+        finally:
+            upstream.open -= 1
+            upstream.writers.discard(writer)
+
+    server = await asyncio.start_server(connected, "127.0.0.1", 0, ssl=ssl_context, backlog=1024)
+    upstream.port = server.sockets[0].getsockname()[1]
+    if ssl_context is not None:
+        upstream.scheme = "https"
+    try:
+        yield upstream
+    finally:
+        server.close()
+        for writer in list(upstream.writers):
+            writer.transport.abort()
+        with contextlib.suppress(TimeoutError):
+            await upstream.all_closed()
+
+
+async def read_head(reader: Reader) -> bytes:
+    return await reader.readuntil(b"\r\n\r\n")
+
+
+async def read_request(reader: Reader) -> tuple[bytes, bytes]:
+    """A request's head and its body as sent, chunked framing included."""
+    head = await read_head(reader)
+    lower = head.lower()
+    if b"content-length:" in lower:
+        size = int(lower.split(b"content-length:")[1].split(b"\r\n")[0])
+        return head, await reader.readexactly(size)
+    if b"transfer-encoding: chunked" in lower:
+        return head, await reader.readuntil(b"0\r\n\r\n")
+    return head, b""
+
+
+def answer(*answers: bytes, then: Handler | None = None) -> Handler:
+    """A handler that answers the requests of each connection with these bytes in turn, the last one for ever.
+
+    With `then`, each answer is given once and `then` follows the last.
+    """
+
+    async def handler(reader: Reader, writer: Writer) -> None:
+        turn = 0
+        while True:
+            await read_request(reader)
+            writer.write(answers[min(turn, len(answers) - 1)])
+            await writer.drain()
+            turn += 1
+            if then is not None and turn == len(answers):
+                await then(reader, writer)
+                return
+
+    return handler
+
+
+async def hang(reader: Reader, writer: Writer) -> None:
+    """Say nothing until the client goes away."""
+    while await reader.read(65536):
+        pass
+
+
+async def close(reader: Reader, writer: Writer) -> None:
+    return
+
+
+async def reset(reader: Reader, writer: Writer) -> None:
+    """Close with RST: SO_LINGER of no time."""
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()

@@ -1,0 +1,103 @@
+"""https: certificates, server names, and the same framing rules as without TLS."""
+
+from __future__ import annotations
+
+import os
+import ssl
+
+import httpx
+import pytest
+import trustme
+
+from tests.engine.conftest import MakeClient
+from tests.engine.raw import OK, Reader, Writer, answer, close, serve
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def server_context(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1", "named.example").configure_cert(context)
+    return context
+
+
+@pytest.fixture
+def client_context(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return context
+
+
+async def test_connections_over_tls_are_used_again(
+    make_client: MakeClient, server_context: ssl.SSLContext, client_context: ssl.SSLContext
+) -> None:
+    async with serve(answer(OK), ssl_context=server_context) as up, make_client(ssl_context=client_context) as client:
+        for _ in range(3):
+            response = await client.get(up.url())
+            assert response.text == "ok"
+        assert up.accepted == 1
+        assert response.extensions["network_stream"].get_extra_info("ssl_object").version() == "TLSv1.3"
+
+
+async def test_an_unknown_authority_is_a_connect_error_and_leaves_no_socket(
+    make_client: MakeClient, server_context: ssl.SSLContext
+) -> None:
+    async with serve(answer(OK), ssl_context=server_context) as up, make_client() as client:
+        with pytest.raises(httpx.ConnectError, match=r"TLS handshake with 127\.0\.0\.1:\d+ failed: .*CERTIFICATE"):
+            await client.get(up.url())
+        await up.all_closed()
+
+
+async def test_the_server_name_can_be_given(
+    make_client: MakeClient, server_context: ssl.SSLContext, client_context: ssl.SSLContext
+) -> None:
+    async with serve(answer(OK), ssl_context=server_context) as up, make_client(ssl_context=client_context) as client:
+        assert (await client.get(up.url(), extensions={"sni_hostname": "named.example"})).text == "ok"
+        with pytest.raises(httpx.ConnectError, match="doesn't match|Hostname mismatch"):
+            await client.get(up.url(), extensions={"sni_hostname": "other.example"})
+
+
+async def test_plain_text_on_a_tls_port_is_a_connect_error(make_client: MakeClient) -> None:
+    async def plain(reader: Reader, writer: Writer) -> None:
+        await reader.read(1000)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+
+    async with serve(plain) as up, make_client() as client:
+        with pytest.raises(httpx.ConnectError, match="TLS handshake"):
+            await client.get(f"https://127.0.0.1:{up.port}/")
+        await up.all_closed()
+
+
+async def test_a_negotiated_protocol_other_than_http_1_is_a_connect_error(
+    make_client: MakeClient, server_context: ssl.SSLContext, client_context: ssl.SSLContext
+) -> None:
+    server_context.set_alpn_protocols(["h2"])
+    client_context.set_alpn_protocols(["h2", "http/1.1"])
+    async with serve(answer(OK), ssl_context=server_context) as up, make_client(ssl_context=client_context) as client:
+        with pytest.raises(httpx.ConnectError, match="negotiated h2"):
+            await client.get(up.url())
+        await up.all_closed()
+
+
+async def test_large_bodies_over_tls(
+    make_client: MakeClient, server_context: ssl.SSLContext, client_context: ssl.SSLContext
+) -> None:
+    body = os.urandom(2_000_000)
+    message = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    async with serve(answer(message), ssl_context=server_context) as up:
+        client = make_client(ssl_context=client_context)
+        for _ in range(2):
+            assert (await client.post(up.url(), content=body)).content == body
+        assert up.accepted == 1
+
+
+async def test_a_body_ended_by_the_end_of_the_connection(
+    make_client: MakeClient, server_context: ssl.SSLContext, client_context: ssl.SSLContext
+) -> None:
+    message = b"HTTP/1.1 200 OK\r\n\r\nuntil the end"
+    async with serve(answer(message, then=close), ssl_context=server_context) as up:
+        assert (await make_client(ssl_context=client_context).get(up.url())).text == "until the end"
