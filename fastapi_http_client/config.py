@@ -167,9 +167,8 @@ Secret = Annotated[SecretStr, AfterValidator(_secret)]
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, hide_input_in_errors=True, validate_default=False, use_attribute_docstrings=True
-    )
+    # The schema is built with the first instance: at start-up, where it is needed, and not by every import.
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, defer_build=True)
 
     def __init__(self, **data: Any) -> None:
         try:

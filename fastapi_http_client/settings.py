@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
-from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource
 
 from fastapi_http_client.config import ClientConfig
 from fastapi_http_client.errors import ConfigurationError, Problem
@@ -149,19 +148,23 @@ class _Layer:
     variables: Mapping[str, str | None]
 
 
-class _Sources(BaseSettings):
-    """pydantic-settings' sources want a settings class. It declares nothing: we take their plain variables."""
+# pydantic-settings is imported where it is used, at the start of an app, so that importing this package stays quick.
+# Its sources want a settings class; the bare one declares nothing, and we take their plain variables.
 
 
 def _read_environment() -> _Layer:
-    return _Layer(ENVIRONMENT, EnvSettingsSource(_Sources, case_sensitive=True).env_vars)
+    from pydantic_settings import BaseSettings, EnvSettingsSource
+
+    return _Layer(ENVIRONMENT, EnvSettingsSource(BaseSettings, case_sensitive=True).env_vars)
 
 
 def _read_env_file(file: FilePath) -> _Layer:
     """Raises `OSError` or `UnicodeError`; a file that does not exist is an empty one."""
     if Path(file).expanduser().is_dir():
         raise IsADirectoryError
-    source = DotEnvSettingsSource(_Sources, env_file=Path(file), env_file_encoding="utf-8", case_sensitive=True)
+    from pydantic_settings import BaseSettings, DotEnvSettingsSource
+
+    source = DotEnvSettingsSource(BaseSettings, env_file=Path(file), env_file_encoding="utf-8", case_sensitive=True)
     return _Layer(os.fspath(file), {name: text or "" for name, text in source.env_vars.items()})
 
 

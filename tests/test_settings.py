@@ -661,6 +661,8 @@ SLOTS = [
     "HTTP_CLIENTS__X__AUTH__TOKEN",
     "HTTP_CLIENT____X",
 ]
+
+
 # The name of a header is no secret, and shown.
 @pytest.mark.parametrize("name", sorted(set(SLOTS) - {"HTTP_CLIENT__X__PROPAGATE_HEADERS"}))
 @pytest.mark.parametrize(
