@@ -38,6 +38,7 @@ from fastapi_http_client.rate_limiter import TokenBucketRateLimiter
 from fastapi_http_client.redaction import redact_url
 from fastapi_http_client.redirects import origin
 from fastapi_http_client.retry import RetryMiddleware
+from fastapi_http_client.server_limit import ServerLimit
 from fastapi_http_client.telemetry import report_circuit_change
 from fastapi_http_client.urls import Joiner, expand, with_params
 
@@ -209,6 +210,9 @@ class AsyncHTTPClient(httpx.AsyncClient):
             self.circuit_breaker.subscribe(report_circuit_change)
         self.middlewares = _checked_middlewares(middlewares)
         self.retry_budget = RetryBudget(config.retry_budget)
+        self.server_limit = ServerLimit(
+            longest=config.retry_max_delay, jitter=config.retry_jitter, clock=self.clock, chance=self.chance
+        )
         self._owner: AsyncHTTPClient | None = None
         self._build_pipeline()
 

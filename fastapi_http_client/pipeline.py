@@ -33,12 +33,13 @@ from fastapi_http_client.exchange import Body, described, total_timeout
 from fastapi_http_client.middleware import Middleware
 from fastapi_http_client.models import HTTPResponse, as_http_response, copy_request
 from fastapi_http_client.oauth2 import Fetch, OAuth2ClientCredentials
-from fastapi_http_client.policies.circuit_breaker import Outcome
+from fastapi_http_client.policies.circuit_breaker import Outcome, Ticket
 from fastapi_http_client.policies.retry import RetryPolicy
 from fastapi_http_client.propagation import Propagation
 from fastapi_http_client.rate_limiter import TokenBucketRateLimiter
 from fastapi_http_client.redirects import Redirects, origin
 from fastapi_http_client.retry import RetryMiddleware, is_replayable
+from fastapi_http_client.server_limit import ServerLimit
 from fastapi_http_client.telemetry import ClientSpan, report_limiter_wait
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def build(client: AsyncHTTPClient) -> tuple[Handler, tuple[str, ...]]:
         # once per attempt
         OwnCopy(),
         CircuitBreaking(breaker) if breaker is not None else None,
-        RateLimiting(limiter, breaker, config.rate_limit_max_wait) if limiter is not None else None,
+        RateLimiting(client.server_limit, limiter, breaker, config.rate_limit_max_wait),
         Authentication(client),
         ClientSpan(client.name),
         Propagation.of(config),
@@ -186,8 +187,7 @@ class CircuitBreaking:
             outcome = outcome_of(response.status_code)
             if outcome is Outcome.SUCCESS and Call.of(request).stream and isinstance(response.stream, Body):
                 # A streamed attempt ends with its body, and so does the place of a probe.
-                ticket = request.extensions.pop(_TICKET)
-                response.stream.when_done(lambda error: breaker.record(ticket, outcome_of_body(error)))
+                response.stream.when_done(functools.partial(self._record_body, request.extensions.pop(_TICKET)))
             return response
         except HTTPRequestError as error:
             outcome = outcome_of_error(error)
@@ -199,6 +199,9 @@ class CircuitBreaking:
             ticket = request.extensions.pop(_TICKET, None)
             if ticket is not None:
                 breaker.record(ticket, outcome)
+
+    def _record_body(self, ticket: Ticket, error: Exception | None) -> None:
+        self._breaker.record(ticket, outcome_of_body(error))
 
 
 def lease(request: httpx.Request, breaker: CircuitBreaker) -> float:
@@ -227,34 +230,59 @@ def outcome_of_body(error: Exception | None) -> Outcome:
 
 
 class RateLimiting:
-    """Waits for the limiter, in line and no longer than there is time. After a wait the circuit is asked again."""
+    """Waits while the upstream asks for a pause, and for our own limiter: in line, and no longer than there is time.
+
+    After a wait the circuit is asked again.
+    """
 
     name = "rate limiter"
 
-    def __init__(self, limiter: TokenBucketRateLimiter, breaker: CircuitBreaker | None, max_wait: float | None) -> None:
+    def __init__(
+        self,
+        server_limit: ServerLimit,
+        limiter: TokenBucketRateLimiter | None,
+        breaker: CircuitBreaker | None,
+        max_wait: float | None,
+    ) -> None:
+        self._server_limit = server_limit
         self._limiter = limiter
         self._breaker = breaker
         self._max_wait = max_wait
 
     async def __call__(self, request: httpx.Request, call_next: Handler) -> HTTPResponse:
         call = Call.of(request)
-        left = call.remaining()
-        most = self._max_wait if left is None else left if self._max_wait is None else min(left, self._max_wait)
         try:
-            waited = await self._limiter.acquire(max_wait=most)
+            waited = await self._wait(call)
         except RateLimitError as error:
             raise _with_facts(error, request, str(error)) from None
         if waited > 0:
             report_limiter_wait(call.client_name, waited)
-        breaker = self._breaker
-        if waited > 0 and breaker is not None and _TICKET in request.extensions:
-            try:
-                request.extensions[_TICKET] = breaker.readmit(
-                    request.extensions.pop(_TICKET), lease=lease(request, breaker)
-                )
-            except CircuitBreakerOpenError as error:
-                raise _with_facts(error, request, f"while it waited for the rate limiter: {error}") from None
-        return await call_next(request)
+            self._ask_circuit_again(request)
+        response = await call_next(request)
+        self._server_limit.note(response)
+        return response
+
+    async def _wait(self, call: Call) -> float:
+        server_limit, limiter = self._server_limit, self._limiter
+        waited = await server_limit.wait(self._most(call)) if server_limit.is_pausing else 0.0
+        if limiter is not None:
+            waited += await limiter.acquire(max_wait=self._most(call))
+            if server_limit.is_pausing:  # it has begun while we were in line
+                waited += await server_limit.wait(self._most(call))
+        return waited
+
+    def _most(self, call: Call) -> float | None:
+        left = call.remaining()
+        return self._max_wait if left is None else left if self._max_wait is None else min(left, self._max_wait)
+
+    def _ask_circuit_again(self, request: httpx.Request) -> None:
+        ticket = request.extensions.pop(_TICKET, None)
+        if ticket is None or self._breaker is None:
+            return
+        try:
+            request.extensions[_TICKET] = self._breaker.readmit(ticket, lease=lease(request, self._breaker))
+        except CircuitBreakerOpenError as error:
+            raise _with_facts(error, request, f"while it waited for the rate limiter: {error}") from None
 
 
 class Authentication:
@@ -288,10 +316,13 @@ class Authentication:
         client = self._client
         token = await auth.token(client.fetch_token, client.lifecycle.spawn)
         request.headers["Authorization"] = f"Bearer {token.get_secret_value()}"
+        replayable = is_replayable(request)  # asked before, for a mock may read the body and leave it with the request
         response = await call_next(request)
-        if response.status_code != 401 or not is_replayable(request):
+        if response.status_code != 401:
             return response
         auth.reject(token)
+        if not replayable:
+            return response
         await response.aclose()
         token = await auth.token(client.fetch_token, client.lifecycle.spawn)
         request.headers["Authorization"] = f"Bearer {token.get_secret_value()}"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
-from collections import OrderedDict
 
 from fastapi_http_client.clock import SYSTEM_CLOCK, Clock
 from fastapi_http_client.errors import ConfigurationError, Problem, RateLimitError
+from fastapi_http_client.line import Line, line_of_this_loop
 from fastapi_http_client.policies.rate_limit import TokenBucket
 
 _RESOLUTION = 1e-9  # seconds; a predicted wait this little above `max_wait` is not above it
@@ -39,7 +38,7 @@ class TokenBucketRateLimiter:
         self._bucket = TokenBucket(self._rate, burst)
         self._clock = clock or SYSTEM_CLOCK
         self._clock_is_set = clock is not None
-        self._line: _Line | None = None
+        self._line: Line | None = None
 
     @property
     def rate(self) -> float:
@@ -83,7 +82,7 @@ class TokenBucketRateLimiter:
         return await self._wait_in_line(tokens, max_wait)
 
     async def _wait_in_line(self, tokens: int, max_wait: float | None) -> float:
-        line = self._line_of_this_loop()
+        line = self._line = line_of_this_loop(self._line)
         arrived = self._clock.monotonic()
         wait = self._bucket.wait_for(line.tokens + tokens, arrived)
         if max_wait is not None and not wait <= max_wait + _RESOLUTION:
@@ -100,42 +99,5 @@ class TokenBucketRateLimiter:
             line.leave(turn)
         return self._clock.monotonic() - arrived
 
-    def _line_of_this_loop(self) -> _Line:
-        """The line to wait in. Waiters that another loop left behind may never run again: nobody queues behind them."""
-        loop = asyncio.get_running_loop()
-        if self._line is None or self._line.loop is not loop:
-            self._line = _Line(loop)
-        return self._line
-
     def __repr__(self) -> str:
         return f"{type(self).__name__}(rate={self._rate:g}, burst={self._burst})"
-
-
-class _Line:
-    """The waiters of one event loop in order; the first one has the turn. All operations are O(1)."""
-
-    __slots__ = ("loop", "tokens", "waiters")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
-        self.tokens = 0  # wanted by all waiters together
-        self.waiters: OrderedDict[asyncio.Future[None], int] = OrderedDict()
-
-    def join(self, tokens: int) -> asyncio.Future[None]:
-        """Queues up. The future returned is done when it is the caller's turn."""
-        turn = self.loop.create_future()
-        if not self.waiters:
-            turn.set_result(None)
-        self.waiters[turn] = tokens
-        self.tokens += tokens
-        return turn
-
-    def leave(self, turn: asyncio.Future[None]) -> None:
-        """Leaves the line, from whatever place, and hands on the turn."""
-        self.tokens -= self.waiters.pop(turn)
-        if not self.waiters or self.loop.is_closed():
-            return
-        # The first in line may have its turn already, or be cancelled and about to leave: then there is nothing to do.
-        first = next(iter(self.waiters))
-        if not first.done():
-            first.set_result(None)

@@ -35,7 +35,9 @@ async def test_a_plain_request_is_the_one_that_httpx_builds(method: str, options
     assert built.extensions["timeout"] == expected.extensions["timeout"]
 
 
-@pytest.mark.parametrize("options", [{"json": {}}, {"content": b"x"}, {"cookies": {"a": "b"}}, {"data": {}}, {"files": {}}])
+@pytest.mark.parametrize(
+    "options", [{"json": {}}, {"content": b"x"}, {"cookies": {"a": "b"}}, {"data": {}}, {"files": {}}]
+)
 def test_a_request_with_a_body_or_cookies_is_left_to_httpx(options: dict) -> None:
     assert not is_plain("GET", options)
 

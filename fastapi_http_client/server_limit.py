@@ -1,0 +1,69 @@
+"""Keeps all calls of a client waiting while its upstream asks to be left alone, so that not each has to be told."""
+
+from __future__ import annotations
+
+import httpx
+
+from fastapi_http_client.chance import Chance
+from fastapi_http_client.clock import Clock
+from fastapi_http_client.errors import RateLimitError
+from fastapi_http_client.line import Line, line_of_this_loop
+from fastapi_http_client.policies.server_limit import asked_pause
+
+
+class ServerLimit:
+    """Until when the upstream wants no calls, and the calls that wait for it in line.
+
+    A pause longer than `longest` seconds is not kept: such an answer is the caller's to handle. When a pause is over,
+    the first in line waits a random share of it more (`jitter`, at most 1 s), so that the processes of a fleet do not
+    all come back at the same moment; the others follow in order.
+    """
+
+    __slots__ = ("_chance", "_clock", "_extra", "_jitter", "_line", "_longest", "_until")
+
+    def __init__(self, *, longest: float, jitter: float, clock: Clock, chance: Chance) -> None:
+        self._longest = longest
+        self._jitter = jitter
+        self._clock = clock
+        self._chance = chance
+        self._until = 0.0
+        self._extra = 0.0
+        self._line: Line | None = None
+
+    def note(self, response: httpx.Response) -> None:
+        """Look whether a response asks for a pause."""
+        pause = asked_pause(response.status_code, response.headers, self._clock.wall())
+        if pause is not None and 0.0 < pause <= self._longest:
+            until = self._clock.monotonic() + pause
+            if until > self._until:
+                self._until = until
+                self._extra = min(pause * self._jitter * self._chance(), 1.0)
+
+    @property
+    def is_pausing(self) -> bool:
+        """Whether a call has to wait now."""
+        if self._until == 0.0:
+            return False
+        return (self._line is not None and bool(self._line.waiters)) or self._clock.monotonic() < self._until
+
+    async def wait(self, max_wait: float | None) -> float:
+        """Wait in line for the end of the pause, and return the seconds waited.
+
+        Raises `RateLimitError` at once when the pause is longer than `max_wait` seconds.
+        """
+        arrived = self._clock.monotonic()
+        left = max(0.0, self._until + self._extra - arrived)
+        if max_wait is not None and left > max_wait:
+            raise RateLimitError(
+                f"the upstream has asked for a pause: {left:.3g} s are left of it, and {max_wait:.3g} s for the call",
+                retry_after=left,
+            )
+        line = self._line = line_of_this_loop(self._line)
+        turn = line.join(1)
+        try:
+            await turn
+            while (left := self._until + self._extra - self._clock.monotonic()) > 0:
+                await self._clock.sleep(left)
+        finally:
+            line.leave(turn)
+        return self._clock.monotonic() - arrived
