@@ -112,8 +112,12 @@ class CircuitBreaker:
                 self.trip()
 
     def subscribe(self, listener: Callable[[StateChange], None]) -> None:
-        """Calls `listener` after each change of state, once and in order. What it raises is only logged."""
-        self._listeners.append(listener)
+        """Calls `listener` after each change of state, in order. What it raises is only logged.
+
+        It is called once, however often it is subscribed: several clients may share a breaker.
+        """
+        if listener not in self._listeners:
+            self._listeners.append(listener)
 
     def admit(self, *, lease: float) -> Ticket:
         """Asks to make a call; `record()` must follow.

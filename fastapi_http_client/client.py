@@ -236,6 +236,7 @@ class AsyncHTTPClient(httpx.AsyncClient):
     def _build_pipeline(self) -> None:
         self.retry_policy = RetryPolicy.of(self.config)
         self.keeps_cookies = self.config.persist_cookies
+        self.max_bytes = self.config.max_response_bytes
         self.exchange = Exchange(self)
         self.fetch_token = build_token_pipeline(self)
         self._handler, self.pipeline = build(self)

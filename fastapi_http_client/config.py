@@ -64,7 +64,7 @@ def _method(value: object) -> object:
 
 def _header_name(value: str) -> str:
     if not _TOKEN.fullmatch(value):
-        raise ValueError(f"is no header name")
+        raise ValueError("is no header name")
     return value
 
 

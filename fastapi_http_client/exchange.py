@@ -18,6 +18,7 @@ from fastapi_http_client.clock import SYSTEM_CLOCK
 from fastapi_http_client.errors import HTTPClientError, HTTPRequestError, HTTPTimeoutError, TimeoutPhase
 from fastapi_http_client.models import HTTPResponse, as_http_response
 from fastapi_http_client.redaction import printable, redact_url
+from fastapi_http_client.transport import engine_of
 
 if TYPE_CHECKING:
     from fastapi_http_client.client import AsyncHTTPClient
@@ -59,7 +60,11 @@ class Exchange:
             # respx replaces this method of httpx; it also finds the transport of a mount.
             transport = client._transport_for_url(request.url)
             call.resends += 1
-            response = as_http_response(await transport.handle_async_request(request))
+            engine = None if call.stream or hooks["response"] else engine_of(transport, request)
+            if engine is None:
+                response = as_http_response(await transport.handle_async_request(request))
+            else:
+                response = as_http_response(await engine.fetch(request, max_bytes=client.max_bytes, decode=False))
         except HTTPClientError:
             raise
         except Exception as error:
@@ -71,12 +76,12 @@ class Exchange:
         headers = response.headers
         if "retry-after" in headers:
             response._received_at = call.clock.wall()
-        response._max_bytes = client.config.max_response_bytes
+        response._max_bytes = client.max_bytes
         if not hasattr(response, "_content"):  # a mock's response may come already read
             response.stream = Body(response, request, started)
         try:
             if client.keeps_cookies and "set-cookie" in headers:
-                client.cookies.extract_cookies(response)
+                _keep_cookies(client.cookies, response)
             for hook in hooks["response"]:
                 await hook(response)
             if not call.stream:
@@ -93,6 +98,15 @@ class Exchange:
         if response.is_closed:
             response.elapsed = timedelta(seconds=SYSTEM_CLOCK.monotonic() - started)
         return response
+
+
+def _keep_cookies(kept: httpx.Cookies, response: httpx.Response) -> None:
+    """Keep the response's cookies, without those that no header can hold: they would spoil every later request."""
+    kept.extract_cookies(response)
+    for cookie in tuple(kept.jar):
+        text = f"{cookie.name}={cookie.value}"
+        if not (text.isascii() and text.isprintable()):
+            kept.jar.clear(cookie.domain, cookie.path, cookie.name)
 
 
 class Body(httpx.AsyncByteStream):

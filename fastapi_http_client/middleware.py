@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 import httpx
 
+from fastapi_http_client.auth import CredentialAuth
 from fastapi_http_client.call import Call, Handler
-from fastapi_http_client.clock import SYSTEM_CLOCK
-from fastapi_http_client.errors import HTTPClientError
+from fastapi_http_client.errors import ConfigurationError, HTTPClientError
 from fastapi_http_client.models import HTTPRequest, HTTPResponse, as_http_response
 from fastapi_http_client.redaction import MASK, printable, redact_headers, redact_url
 
@@ -92,14 +92,19 @@ class LoggingMiddleware(Middleware):
     ) -> None:
         self.log_request_body = log_request_body
         self.log_response_body = log_response_body
+        if isinstance(sensitive_headers, str):  # whose letters would be taken for the names
+            raise ConfigurationError("LoggingMiddleware: sensitive_headers: must be a collection of header names")
         self.sensitive_headers = frozenset(name.lower() for name in sensitive_headers)
 
     async def handle(self, request: HTTPRequest, client: AsyncHTTPClient, call_next: Handler) -> HTTPResponse:
-        started = SYSTEM_CLOCK.monotonic()
-        line = f"{request.method} {redact_url(request.url, Call.of(request).secret_params)}"
+        call = Call.of(request)
+        started = call.clock.monotonic()
+        line = f"{request.method} {redact_url(request.url, call.secret_params)}"
         if client.name:
             line = f"{client.name}: {line}"
         hidden = self.sensitive_headers | client.credential_headers
+        if isinstance(call.auth, CredentialAuth):
+            hidden |= call.auth.credential_headers
         if logger.isEnabledFor(logging.DEBUG):
             logger.debug("%s headers=%s", line, redact_headers(request.headers, hidden))
         if self.log_request_body:
@@ -107,10 +112,10 @@ class LoggingMiddleware(Middleware):
         try:
             response = await call_next(request)
         except HTTPClientError as error:
-            took = SYSTEM_CLOCK.monotonic() - started
+            took = call.clock.monotonic() - started
             logger.warning("%s -> %s in %.3f s: %s", line, type(error).__name__, took, printable(str(error)))
             raise
-        took = SYSTEM_CLOCK.monotonic() - started
+        took = call.clock.monotonic() - started
         logger.info("%s -> %d in %.3f s, attempts: %d", line, response.status_code, took, len(response.attempts))
         if logger.isEnabledFor(logging.DEBUG):
             logger.debug("%s -> headers=%s", line, redact_headers(response.headers, hidden))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import functools
 import json
 from collections.abc import AsyncIterator
@@ -69,6 +70,12 @@ class HTTPResponse(httpx.Response):
         )
 
     @property
+    def charset_encoding(self) -> str | None:
+        """The charset that the upstream names, if it is one that text can be read by; httpx takes any codec, and fails."""
+        name = super().charset_encoding
+        return name if name is not None and _is_charset(name) else None
+
+    @property
     def json_data(self) -> Any:
         """The body parsed as JSON: parsed once, and the same object on every access.
 
@@ -122,6 +129,19 @@ class HTTPResponse(httpx.Response):
                 what += f", attempt {len(self.attempts)}, after {spent:.2f} s"
             who.append(what)
         return ": ".join(who) or "response"
+
+
+_NO_CHARSETS = frozenset({"idna", "punycode", "undefined", "unicode_escape", "raw_unicode_escape"})
+
+
+@functools.lru_cache(maxsize=256)
+def _is_charset(name: str) -> bool:
+    """Whether Python has a codec of this name that makes text of bytes, as `zlib` and `rot13` do not."""
+    try:
+        codec = codecs.lookup(name)
+        return codec.name.replace("-", "_") not in _NO_CHARSETS and isinstance(codecs.decode(b"", name), str)
+    except Exception:  # also errors of the import system, for names that are no names
+        return False
 
 
 @functools.lru_cache(maxsize=256)

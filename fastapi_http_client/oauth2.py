@@ -8,7 +8,7 @@ import logging
 import math
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
-from typing import Any, Literal
+from typing import Any, Literal, cast
 from urllib.parse import quote_plus, urlencode
 
 import httpx
@@ -18,10 +18,11 @@ from fastapi_http_client.auth import CredentialAuth, Token, checked
 from fastapi_http_client.clock import SYSTEM_CLOCK, Clock
 from fastapi_http_client.config import OAuth2Config, valid_token
 from fastapi_http_client.errors import AuthenticationError, ConfigurationError
+from fastapi_http_client.models import copy_request
 
 logger = logging.getLogger("fastapi_http_client.auth")
 
-Fetch = Callable[[httpx.Request], Awaitable[httpx.Response]]
+Fetch = Callable[[httpx.Request, httpx.Auth], Awaitable[httpx.Response]]
 Spawn = Callable[[Coroutine[Any, Any, Any]], "asyncio.Task[Any]"]
 
 MAX_LEEWAY = 60.0  # seconds before its end that a long-lived token is renewed
@@ -69,8 +70,7 @@ class OAuth2ClientCredentials(CredentialAuth):
         self.client_id = config.client_id
         self.scope = config.scope
         self.cache_duration = config.cache_duration
-        self._client_secret = config.client_secret
-        self._credentials_in = credentials_in
+        self._client = _ClientAuth(config.client_id, config.client_secret, in_body=credentials_in == "body")
         self._clock: Clock | None = None
         self._token: SecretStr | None = None
         self._expires_at = -math.inf
@@ -136,21 +136,15 @@ class OAuth2ClientCredentials(CredentialAuth):
         self._fetching.add_done_callback(_note_failure)
 
     async def _fetch(self, fetch: Fetch) -> None:
-        response = await fetch(self.token_request())
+        response = await fetch(self.token_request(), self._client)
         self.store(response)
 
     def token_request(self) -> httpx.Request:
+        """What is asked of the endpoint, without the client's own credential, which is put on a copy."""
         form = {"grant_type": "client_credentials"}
         if self.scope:
             form["scope"] = self.scope
         headers = {"Accept": "application/json", "Content-Type": "application/x-www-form-urlencoded"}
-        secret = self._client_secret.get_secret_value()
-        if self._credentials_in == "header":
-            # RFC 6749, section 2.3.1: id and secret are form-encoded before they are joined.
-            pair = f"{quote_plus(self.client_id)}:{quote_plus(secret)}".encode("ascii")
-            headers["Authorization"] = "Basic " + base64.b64encode(pair).decode("ascii")
-        else:
-            form |= {"client_id": self.client_id, "client_secret": secret}
         return httpx.Request("POST", self.token_url, headers=headers, content=urlencode(form).encode("ascii"))
 
     def store(self, response: httpx.Response) -> None:
@@ -190,10 +184,12 @@ class OAuth2ClientCredentials(CredentialAuth):
 
     async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
         """The flow for a client that is not ours: the token is fetched by that client, without retries or sharing."""
+        replayable = isinstance(request.stream, httpx.ByteStream)
         for last in (False, True):
             token = self._token
             if token is None or self._now() >= self._expires_at:
-                asking = self.token_request()
+                asking = copy_request(self.token_request())
+                self._client.sign(asking)
                 asking.extensions["timeout"] = request.extensions.get("timeout", {})
                 reply = yield asking
                 await reply.aread()
@@ -202,9 +198,31 @@ class OAuth2ClientCredentials(CredentialAuth):
             assert token is not None
             request.headers["Authorization"] = f"Bearer {token.get_secret_value()}"
             response = yield request
-            if last or response.status_code != 401 or not isinstance(request.stream, httpx.ByteStream):
+            if last or response.status_code != 401:
                 return
             self.reject(token)
+            if not replayable:
+                return
+
+
+class _ClientAuth(CredentialAuth):
+    """The client's own credential, for the token endpoint (RFC 6749, section 2.3.1)."""
+
+    def __init__(self, client_id: str, secret: SecretStr, *, in_body: bool) -> None:
+        self._client_id = client_id
+        self._secret = secret
+        self._in_body = in_body
+
+    def sign(self, request: httpx.Request) -> None:
+        client_id, secret = quote_plus(self._client_id), quote_plus(self._secret.get_secret_value())
+        if self._in_body:
+            body = b"".join(cast("httpx.ByteStream", request.stream))
+            body += f"&client_id={client_id}&client_secret={secret}".encode("ascii")
+            request.stream = httpx.ByteStream(body)
+            request.headers["Content-Length"] = str(len(body))
+        else:  # form-encoded before they are joined, as the RFC has it
+            pair = f"{client_id}:{secret}".encode("ascii")
+            request.headers["Authorization"] = "Basic " + base64.b64encode(pair).decode("ascii")
 
 
 def _fields(response: httpx.Response) -> tuple[SecretStr | None, object, object]:

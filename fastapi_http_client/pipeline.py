@@ -424,20 +424,27 @@ TOKEN_RETRY = RetryPolicy(
 
 
 def build_token_pipeline(client: AsyncHTTPClient) -> Fetch:
-    """What fetches a token: retried, timed and traced like a call, without auth, limiter, breaker and middlewares."""
+    """What fetches a token: retried, timed and traced like a call, without limiter, breaker and middlewares."""
     handler = fold(
-        [UserMiddleware(RetryMiddleware(TOKEN_RETRY), client), OwnCopy(), ClientSpan(client.name), AttemptTimeout()],
+        [
+            UserMiddleware(RetryMiddleware(TOKEN_RETRY), client),
+            OwnCopy(),
+            Authentication(client),
+            ClientSpan(client.name),
+            AttemptTimeout(),
+        ],
         client.exchange,
     )
     timeout = httpx.Timeout(min(client.config.timeout, TOKEN_TIMEOUT)).as_dict()
 
-    async def fetch(request: httpx.Request) -> httpx.Response:
+    async def fetch(request: httpx.Request, auth: httpx.Auth) -> httpx.Response:
         request.extensions["timeout"] = timeout
-        client.new_call(request, auth=None).attach(request)
+        call = client.new_call(request, auth=auth)
+        call.origins = frozenset({origin(request.url)})  # where this credential belongs
+        call.attach(request)
         try:
             return await handler(request)
         except HTTPClientError as error:
-            error.request = None  # it holds the client's secret
             raise AuthenticationError(f"no token could be had: {error}") from error
 
     return fetch

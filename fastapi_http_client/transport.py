@@ -1,25 +1,21 @@
-"""The network under a client: httpx's transport class over httpcore2's connection pool.
+"""The network under a client: which transport carries a request, and the TLS context that they share.
 
-httpx 0.28.1 brings httpcore 1.0, whose pool loses a slot for ever when a request is cancelled while it connects
-(encode/httpcore#1093) and does not reuse connections under load. httpcore2 has neither fault and the same shapes.
-Keeping `httpx.AsyncHTTPTransport.handle_async_request` in the path keeps respx, pytest-httpx and the OpenTelemetry
-instrumentation working, since all of them patch that method.
+Plain HTTP/1.1 goes over the engine, everything else over httpcore2. Tools that patch httpx's or httpcore's network are
+noticed and obeyed: a request that they would have caught does not slip past them.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import ssl
-from collections.abc import AsyncIterator, Iterator
+import sys
 from pathlib import Path
 from typing import Any
 
-import httpcore2
 import httpx
 
-from fastapi_http_client.clock import SYSTEM_CLOCK
 from fastapi_http_client.config import ClientConfig
+from fastapi_http_client.engine import AsyncioTransport
 from fastapi_http_client.errors import ConfigurationError, Problem
 
 
@@ -27,213 +23,108 @@ def create_transport(
     config: ClientConfig, *, ssl_context: ssl.SSLContext, http1: bool = True
 ) -> httpx.AsyncBaseTransport:
     """The transport for a client's options: the seam where another engine, or a test's fake network, comes in."""
+    if config.engine == "asyncio":
+        return _engine(config, ssl_context)
+    if config.engine == "httpcore" or config.http2 or config.proxy is not None or not http1:
+        return _httpcore(config, ssl_context, http1)
+    return AutoTransport(config, ssl_context)
+
+
+class AutoTransport(httpx.AsyncBaseTransport):
+    """The engine, and httpcore2 for the single request that needs it.
+
+    That is a protocol upgrade or tunnel, one with the `trace` extension, and every request while the network of httpx
+    or httpcore is patched.
+    """
+
+    def __init__(self, config: ClientConfig, ssl_context: ssl.SSLContext) -> None:
+        self._config = config
+        self._ssl_context = ssl_context
+        self._engine = _engine(config, ssl_context)
+        self._others: dict[str, httpx.AsyncBaseTransport] = {}
+
+    def transport_for(self, request: httpx.Request) -> httpx.AsyncBaseTransport:
+        """The transport that carries this request."""
+        if _httpcore_is_patched():
+            return self._other("httpx")
+        if (
+            httpx.AsyncHTTPTransport.handle_async_request is not _UNPATCHED
+            or request.method == "CONNECT"
+            or "trace" in request.extensions
+            or "upgrade" in request.headers
+        ):
+            return self._other("httpcore2")
+        return self._engine
+
+    def _other(self, kind: str) -> httpx.AsyncBaseTransport:
+        if kind not in self._others:
+            if kind == "httpcore2":
+                self._others[kind] = _httpcore(self._config, self._ssl_context, http1=True)
+            else:
+                self._others[kind] = httpx.AsyncHTTPTransport(verify=self._ssl_context, limits=_limits(self._config))
+        return self._others[kind]
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        return await self.transport_for(request).handle_async_request(request)
+
+    async def aclose(self) -> None:
+        for transport in (self._engine, *self._others.values()):
+            await transport.aclose()
+
+
+def engine_of(transport: httpx.AsyncBaseTransport, request: httpx.Request) -> AsyncioTransport | None:
+    """The engine, if it is what carries this request: it can read a whole response in one step."""
+    if type(transport) is AutoTransport:
+        transport = transport.transport_for(request)
+    return transport if type(transport) is AsyncioTransport else None
+
+
+def _engine(config: ClientConfig, ssl_context: ssl.SSLContext) -> AsyncioTransport:
+    return AsyncioTransport(
+        ssl_context=ssl_context,
+        max_connections=config.max_connections,
+        max_keepalive_connections=config.max_keepalive_connections,
+        keepalive_expiry=config.keepalive_expiry,
+        max_connection_age=config.max_connection_age,
+    )
+
+
+def _httpcore(config: ClientConfig, ssl_context: ssl.SSLContext, http1: bool) -> httpx.AsyncBaseTransport:
+    # Imported where it is needed, which for most services is never.
+    from fastapi_http_client.httpcore_transport import HTTPCoreTransport
+
     return HTTPCoreTransport(config, ssl_context=ssl_context, http1=http1)
 
 
-class HTTPCoreTransport(httpx.AsyncHTTPTransport):
-    """`httpx.AsyncHTTPTransport` with httpcore2's pool in the place of httpcore's."""
-
-    def __init__(self, config: ClientConfig, *, ssl_context: ssl.SSLContext, http1: bool = True) -> None:
-        # The base class's __init__ would build a TLS context and a pool only to have them replaced.
-        self._pool = _Pool(config, ssl_context=ssl_context, http1=http1)  # type: ignore[assignment]
-
-
-class _Pool:
-    """httpcore2's pool in the shape that httpx calls: its requests in, httpx's errors out."""
-
-    def __init__(self, config: ClientConfig, *, ssl_context: ssl.SSLContext, http1: bool) -> None:
-        self._pool = httpcore2.AsyncConnectionPool(
-            ssl_context=ssl_context,
-            proxy=_proxy(config.proxy),
-            max_connections=config.max_connections,
-            max_keepalive_connections=config.max_keepalive_connections,
-            keepalive_expiry=config.keepalive_expiry,
-            http1=http1,
-            http2=config.http2,
-            network_backend=_Network(),  # pyright: ignore[reportArgumentType]
-        )
-        if config.max_connection_age is not None:
-            _limit_age(self._pool, config.max_connection_age)
-
-    async def handle_async_request(self, request: Any) -> httpcore2.Response:
-        with _as_httpx_errors():
-            response = await self._pool.handle_async_request(
-                httpcore2.Request(
-                    method=request.method,
-                    url=httpcore2.URL(
-                        scheme=request.url.scheme,
-                        host=request.url.host,
-                        port=request.url.port,
-                        target=request.url.target,
-                    ),
-                    headers=request.headers,
-                    content=request.stream,
-                    extensions=request.extensions,
-                )
-            )
-        response.stream = _Body(response.stream)
-        return response
-
-    async def aclose(self) -> None:
-        with _as_httpx_errors():
-            await self._pool.aclose()
-
-    async def __aenter__(self) -> _Pool:
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        await self.aclose()
-
-
-class _Body:
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        with _as_httpx_errors():
-            async for chunk in self._stream:
-                yield chunk
-
-    async def aclose(self) -> None:
-        _note_surplus(self._stream)
-        with _as_httpx_errors():
-            await self._stream.aclose()
-
-
-def _note_surplus(body: Any) -> None:
-    """See to it that a connection on which there is more than the response is not used again.
-
-    What came behind the response is in the parser, where the pool does not look, and would answer the next request.
-    """
-    connection = getattr(getattr(body, "_stream", None), "_connection", None)
-    parser = getattr(connection, "_h11_state", None)
-    if connection is not None and parser is not None and parser.trailing_data[0]:
-        connection._network_stream.has_surplus = True
-
-
-_ERRORS: dict[type[Exception], type[httpx.TransportError]] = {
-    getattr(httpcore2, cls.__name__): cls
-    for cls in (
-        httpx.ConnectTimeout,
-        httpx.ReadTimeout,
-        httpx.WriteTimeout,
-        httpx.PoolTimeout,
-        httpx.TimeoutException,
-        httpx.ConnectError,
-        httpx.ReadError,
-        httpx.WriteError,
-        httpx.NetworkError,
-        httpx.ProxyError,
-        httpx.UnsupportedProtocol,
-        httpx.LocalProtocolError,
-        httpx.RemoteProtocolError,
-        httpx.ProtocolError,
+def _limits(config: ClientConfig) -> httpx.Limits:
+    return httpx.Limits(
+        max_connections=config.max_connections,
+        max_keepalive_connections=config.max_keepalive_connections,
+        keepalive_expiry=config.keepalive_expiry,
     )
-}
 
 
-@contextlib.contextmanager
-def _as_httpx_errors() -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        for cls in type(error).__mro__:
-            if cls in _ERRORS:
-                raise _ERRORS[cls](str(error)) from error
-        raise
+# -- who has patched the network ---------------------------------------------------------------------------------
 
 
-class _Network(httpcore2.AnyIOBackend):
-    """httpcore2's network, whose streams are mended."""
-
-    async def connect_tcp(self, *args: Any, **kwargs: Any) -> httpcore2.AsyncNetworkStream:
-        stream = await super().connect_tcp(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
-        return _Stream(stream)
+def _is_original(function: Any, module: str) -> bool:
+    return getattr(function, "__module__", None) == module and not hasattr(function, "__wrapped__")
 
 
-_AT_ONCE = 256 * 1024  # bytes; no event loop reads more in one step
+_UNPATCHED: Any = (
+    httpx.AsyncHTTPTransport.handle_async_request
+    if _is_original(httpx.AsyncHTTPTransport.handle_async_request, "httpx._transports.default")
+    else None
+)
+"""httpx's own method; None when something had replaced it before this module was imported."""
 
 
-class _Stream(httpcore2.AsyncNetworkStream):
-    """The bytes of one connection.
-
-    It closes in one step, also when a TLS handshake is cancelled, and tells the pool of every byte that waits on a
-    connection that should be idle.
-    """
-
-    def __init__(self, stream: httpcore2.AsyncNetworkStream) -> None:
-        self._stream = stream
-        self._unread = b""
-        self.has_surplus = False
-        self.write = stream.write  # type: ignore[method-assign]
-
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        # What anyio reads too much of it keeps where `is_readable` does not look.
-        if self._unread:
-            data = self._unread
-            await SYSTEM_CLOCK.sleep(0)
-        else:
-            data = await self._stream.read(_AT_ONCE, timeout)
-        self._unread = data[max_bytes:]
-        return data[:max_bytes]
-
-    async def aclose(self) -> None:
-        """Close without giving way: a cancellation here would leave a closed connection in the pool's books."""
-        closing = self._stream.aclose()
-        try:
-            closing.send(None)  # aborts the transport; what is left only waits for a turn
-        except StopIteration:
-            pass
-        finally:
-            closing.close()
-
-    async def start_tls(self, *args: Any, **kwargs: Any) -> httpcore2.AsyncNetworkStream:
-        try:
-            return _Stream(await self._stream.start_tls(*args, **kwargs))
-        except BaseException:
-            await self.aclose()
-            raise
-
-    def get_extra_info(self, info: str) -> Any:
-        if info == "is_readable":
-            return (
-                self.has_surplus or bool(self._unread) or self._stream.get_extra_info(info) or self._holds_decrypted()
-            )
-        return self._stream.get_extra_info(info)
-
-    def _holds_decrypted(self) -> bool:
-        tls = self._stream.get_extra_info("ssl_object")
-        if tls is None:
-            return False
-        try:
-            tls.read(1)
-        except ssl.SSLWantReadError:
-            return False
-        except ssl.SSLError:  # the end
-            return True
-        return True
-
-
-def _proxy(url: str | None) -> httpcore2.Proxy | None:
-    if url is None:
-        return None
-    parsed = httpx.URL(url)
-    auth = (parsed.username.encode(), parsed.password.encode()) if parsed.userinfo else None
-    return httpcore2.Proxy(url=str(parsed.copy_with(username=None, password=None)), auth=auth)
-
-
-def _limit_age(pool: httpcore2.AsyncConnectionPool, limit: float) -> None:
-    """Let every connection of the pool expire at an age of `limit` seconds, once it is idle."""
-    create = pool.create_connection
-
-    def create_mortal(origin: httpcore2.Origin) -> Any:
-        connection = create(origin)
-        born = SYSTEM_CLOCK.monotonic()
-        has_expired = connection.has_expired
-        connection.has_expired = lambda: SYSTEM_CLOCK.monotonic() - born > limit or has_expired()  # type: ignore[method-assign]
-        return connection
-
-    pool.create_connection = create_mortal  # type: ignore[method-assign]
+def _httpcore_is_patched() -> bool:
+    """Whether httpcore's pool is replaced, as respx does by default. httpx imports it with its first request."""
+    pool = sys.modules.get("httpcore._async.connection_pool")
+    return pool is not None and not _is_original(
+        pool.AsyncConnectionPool.handle_async_request, "httpcore._async.connection_pool"
+    )
 
 
 # -- TLS ---------------------------------------------------------------------------------------------------------
@@ -244,10 +135,12 @@ def ssl_context_for(config: ClientConfig) -> ssl.SSLContext:
 
     A context costs 20 to 30 ms and nearly 1 MB. Raises `ConfigurationError` naming the file that cannot be used.
     """
+    written = []
     for field in ("ca_file", "client_cert", "client_key"):
         path = getattr(config, field)
         if path is not None and not Path(path).is_file():
             raise _unusable(field, f"there is no file {path!r}")
+        written.append(None if path is None else Path(path).stat().st_mtime_ns)
     return _ssl_context(
         config.verify_ssl,
         config.ca_file,
@@ -255,12 +148,19 @@ def ssl_context_for(config: ClientConfig) -> ssl.SSLContext:
         config.client_key,
         config.trust_env,
         config.http2,  # the pool sets the protocols it offers on the context itself
+        tuple(written),  # a certificate that was renewed is another one
     )
 
 
 @functools.lru_cache(maxsize=64)
 def _ssl_context(
-    verify: bool, ca_file: str | None, cert: str | None, key: str | None, trust_env: bool, http2: bool
+    verify: bool,
+    ca_file: str | None,
+    cert: str | None,
+    key: str | None,
+    trust_env: bool,
+    http2: bool,
+    written: tuple[int | None, ...],
 ) -> ssl.SSLContext:
     if ca_file is None:
         context = httpx.create_ssl_context(verify=verify, trust_env=trust_env)

@@ -35,9 +35,9 @@ def expand(template: str, params: Mapping[str, Any]) -> str:
         if name not in params:
             raise InvalidURLError(f"path_params has no {name!r}, which {template!r} needs")
         used.add(name)
-        text = str(params[name])
+        text = "" if params[name] is None else str(params[name])
         if text in ("", ".", ".."):
-            raise InvalidURLError(f"path_params[{name!r}] must not be empty, '.' or '..'")
+            raise InvalidURLError(f"path_params[{name!r}] must not be None, empty, '.' or '..'")
         try:
             return quote(text, safe="")
         except UnicodeEncodeError:
@@ -47,13 +47,16 @@ def expand(template: str, params: Mapping[str, Any]) -> str:
     unknown = params.keys() - used
     if unknown:
         raise InvalidURLError(f"path_params has {sorted(unknown)}, which {template!r} does not need")
+    if any(unquote(segment) in (".", "..") for segment in path.partition("?")[0].split("/")):
+        raise InvalidURLError(f"path_params make a '.' or '..' of a part of {template!r}")
     return path
 
 
-def join(base: httpx.URL, path: httpx.URL | str) -> httpx.URL:
+def join(base: httpx.URL, path: httpx.URL | str, template: str | None = None) -> httpx.URL:
     """The path below the base URL; an absolute URL as it is.
 
-    Raises `InvalidURLError` for a path that leaves the base, plainly or in percent-quotes, and for one that is none.
+    Raises `InvalidURLError` for a path that leaves the base, plainly or in percent-quotes, and for one that is none. Of a
+    path that `expand()` made, only the `template` can leave it: the values are quoted whole.
     """
     text = str(path)
     if _CONTROL.search(text):
@@ -66,16 +69,19 @@ def join(base: httpx.URL, path: httpx.URL | str) -> httpx.URL:
         return url
     if text.startswith("//") or "\\" in text:
         raise InvalidURLError("the path must not begin with '//' and must not hold a backslash")
+    if url.scheme:
+        raise InvalidURLError("what stands before the ':' is taken for a scheme; begin the path with '/'")
     joined = base.copy_with(raw_path=base.raw_path + url.raw_path.lstrip(b"/"))
     if b"." in url.raw_path or b"%2" in url.raw_path:
-        _check_below(base, joined, text)
+        _check_below(base, joined, text if template is None else _FIELD.sub("x", template))
     return joined
 
 
 class Joiner:
     """`join()` for one base URL. It remembers what the last thousand paths came to: parsing is a fifth of a call.
 
-    Paths with a query are not kept: there are too many of them, and they may hold secrets.
+    Paths with a query are not kept: there are too many of them, and they may hold secrets. Nor are values with something
+    quoted: they are not looked at as closely as the same path is when it is written out.
     """
 
     __slots__ = ("_known", "base")
@@ -85,9 +91,9 @@ class Joiner:
         self.base = base
         self._known: dict[str, httpx.URL] = {}
 
-    def __call__(self, path: httpx.URL | str) -> httpx.URL:
-        if not isinstance(path, str) or "?" in path:
-            return join(self.base, path)
+    def __call__(self, path: httpx.URL | str, template: str | None = None) -> httpx.URL:
+        if not isinstance(path, str) or "?" in path or (template is not None and "%" in path):
+            return join(self.base, path, template)
         url = self._known.get(path)
         if url is None:
             url = join(self.base, path)

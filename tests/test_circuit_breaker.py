@@ -238,6 +238,14 @@ def test_each_change_is_logged_once(
     ]
 
 
+def test_a_listener_that_subscribes_twice_is_called_once(breaker: CircuitBreaker) -> None:
+    changes: list[StateChange] = []
+    breaker.subscribe(changes.append)
+    breaker.subscribe(changes.append)
+    breaker.trip()
+    assert len(changes) == 1
+
+
 def test_a_listener_that_raises_is_logged_and_breaks_nothing(
     breaker: CircuitBreaker, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -311,6 +319,16 @@ def test_a_breaker_without_clock_and_name_takes_the_first_it_is_given(clock: Fak
     assert breaker.state is HALF_OPEN
 
 
+def test_binding_leaves_a_closed_circuit_alone(clock: FakeClock) -> None:
+    breaker = CircuitBreaker(failure_threshold=2)
+    ticket = breaker.admit(lease=1.0)
+    breaker.record(ticket, FAILURE)
+    breaker.bind(clock)
+    assert breaker.state is CLOSED
+    breaker.record(ticket, FAILURE)
+    assert breaker.state is OPEN
+
+
 def test_a_breaker_with_clock_and_name_keeps_them(breaker: CircuitBreaker, clock: FakeClock) -> None:
     breaker.bind(FakeClock(), "other")
     assert breaker.name == "github"
@@ -364,6 +382,24 @@ def test_all_bad_arguments_are_named_at_once() -> None:
 def test_a_lease_that_never_ends_or_never_begins_is_refused(breaker: CircuitBreaker, lease: float) -> None:
     with pytest.raises(ConfigurationError, match="lease"):
         breaker.admit(lease=lease)
+
+
+def test_the_bounds_themselves_are_allowed(clock: FakeClock) -> None:
+    breaker = CircuitBreaker(1, 0.5, 1, failure_rate=1, window=0.5, minimum_calls=1, clock=clock)
+    run(breaker, FAILURE)
+    clock.advance(0.5)
+    assert breaker.state is HALF_OPEN
+
+
+def test_the_documented_defaults_of_the_window(clock: FakeClock) -> None:
+    breaker = CircuitBreaker(100, failure_rate=1.0, clock=clock)
+    run(breaker, *[FAILURE] * 9)
+    clock.advance(30.0)
+    run(breaker, *[FAILURE] * 9)
+    assert breaker.state is CLOSED
+    clock.advance(29.9)
+    run(breaker, FAILURE)
+    assert breaker.state is OPEN
 
 
 def test_the_documented_defaults(clock: FakeClock) -> None:

@@ -20,8 +20,8 @@ What a writer of documents can count on:
 * A block whose first line is a comment with a file name (`# shop.py`) is also written to a file of that name, and later
   blocks may import it.
 * A block that defines `test_…` functions is a test module (`test_line_<n>.py`, unless it has a file name), run by
-  pytest after the other blocks, with this project's settings and plugins. It does not see the names of other blocks, but may
-  import their files.
+  pytest after the other blocks, with this project's settings and plugins. It does not see the names of other blocks,
+  but may import their files.
 * `<!-- docs: output -->` before a ```text block: that is what the ```python block before it prints.
 * `<!-- docs: check` NEWLINE code NEWLINE `-->` is code that runs in the same way, invisible to the reader.
 * `<!-- docs: skip REASON -->` before a block that is not ```python takes it out of the checks below. A ```python block

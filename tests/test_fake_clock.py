@@ -95,7 +95,7 @@ async def test_somebody_who_spins_does_not_stop_time() -> None:
     clock = FakeClock()
     sleeper = asyncio.create_task(clock.sleep(1.0))
     async with asyncio.timeout(5.0):
-        while not sleeper.done():  # noqa: ASYNC110  # the very thing that is tested
+        while not sleeper.done():  # the very thing that is tested
             await asyncio.sleep(0)
     assert clock.elapsed == 1.0
 
@@ -171,6 +171,12 @@ async def test_many_small_advances_reach_the_deadline_that_they_add_up_to(start:
         assert clock.elapsed == pytest.approx(sum(range(naps + 1)) * 0.1, abs=1e-3)
 
 
+async def test_advance_by_nothing_is_allowed() -> None:
+    clock = FakeClock()
+    clock.advance(0)
+    assert clock.elapsed == 0.0
+
+
 @pytest.mark.parametrize("seconds", [-1.0, math.nan, math.inf])
 def test_advance_refuses_what_is_no_passing_of_time(seconds: float) -> None:
     clock = FakeClock()
@@ -238,6 +244,57 @@ def test_sleepers_of_a_closed_loop_are_forgotten() -> None:
     assert clock.elapsed == 1.0
     assert clock.sleeps == [0.5, 1.0]
     behind[0]._log_destroy_pending = False  # type: ignore[attr-defined]  # it was left pending on purpose
+
+
+class CountingLoop(asyncio.SelectorEventLoop):
+    """Counts its turns."""
+
+    turns = 0
+
+    def _run_once(self) -> None:
+        self.turns += 1
+        super()._run_once()  # type: ignore[misc]
+
+
+def test_a_jump_takes_a_few_turns_of_the_loop_and_no_sleeper_none() -> None:
+    clock = FakeClock()
+    with asyncio.Runner(loop_factory=CountingLoop) as runner:
+        loop = runner.get_loop()
+        assert isinstance(loop, CountingLoop)
+
+        async def naps() -> None:
+            for _ in range(10):
+                await clock.sleep(1.0)
+            loop.turns = 0
+            await asyncio.sleep(0.05)  # real time: the loop must block in it, not go round
+
+        runner.run(naps())
+        assert loop.turns < 20
+        loop.turns = 0
+        runner.run(clock.sleep(1.0))
+        assert 10 <= loop.turns < 30
+
+
+def test_a_loop_that_runs_again_after_another_one_has_only_one_watcher() -> None:
+    clock = FakeClock()
+
+    async def begin() -> asyncio.Task[None]:
+        task = asyncio.create_task(clock.sleep(5.0))
+        await asyncio.sleep(0)
+        return task
+
+    async def end(task: asyncio.Task[None]) -> None:
+        await clock.sleep(1.0)
+        await task
+
+    loop = CountingLoop()
+    task = loop.run_until_complete(begin())
+    asyncio.run(clock.sleep(1.0))
+    loop.turns = 0
+    loop.run_until_complete(end(task))
+    assert loop.turns < 50
+    assert clock.elapsed == 5.0
+    loop.close()
 
 
 async def test_many_sleepers_are_quick() -> None:

@@ -233,6 +233,7 @@ async def test_one_cancelled_in_the_middle_leaves_no_gap(clock: FakeClock) -> No
     await settle()
     tasks[2].cancel()
     await asyncio.wait(tasks)
+    assert tasks[2].cancelled()
     assert calls.names == [0, 1, 3, 4]
     assert calls.times == pytest.approx([0.0, 0.1, 0.2, 0.3])
 

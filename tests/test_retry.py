@@ -554,7 +554,9 @@ async def test_every_response_that_is_given_up_is_closed_before_the_wait() -> No
         await sleep(seconds)
 
     clock.sleep = watched  # type: ignore[method-assign]
-    script = Script(*(httpx.Response(503, stream=stream) for stream in streams[:2]), httpx.Response(200, stream=streams[2]))
+    script = Script(
+        *(httpx.Response(503, stream=stream) for stream in streams[:2]), httpx.Response(200, stream=streams[2])
+    )
     async with client_of(script, clock=clock).stream("GET", "/") as response:
         assert [stream.closed for stream in streams] == [True, True, False]
         assert await response.aread() == b"c"

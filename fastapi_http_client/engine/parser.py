@@ -91,10 +91,8 @@ class ResponseParser:
         Raises `httpx.RemoteProtocolError` for what is no valid response, or goes beyond a limit.
         """
         in_head = not self.head_complete
-        if in_head:
-            piece = bytes(piece)
-            if self._at_start:
-                self._check_start(piece, 0)
+        if in_head and self._at_start:
+            self._check_start(piece, 0)
         body_before = self.body_bytes
         self._interims_in_piece = 0
         try:
@@ -209,7 +207,7 @@ class ResponseParser:
             if name.lower() == b"connection"
         )
 
-    def _check_start(self, text: bytes, at: int) -> None:
+    def _check_start(self, text: bytes | memoryview, at: int) -> None:
         self._at_start = at == len(text)
         if not self._at_start and text[at] != 0x48:  # "H": llhttp also takes empty lines, RTSP/ and ICE/
             raise httpx.RemoteProtocolError("the response does not start with HTTP/")
@@ -219,15 +217,13 @@ class ResponseParser:
 
         Raises `httpx.RemoteProtocolError` when they are too many.
         """
-        text = self._tail + piece
+        # Not more of a large piece than could be a head; a head that ends behind that is too large.
+        text = self._tail + bytes(piece[: self._max_head_bytes + 1])
         end = max(0, len(self._tail) - 3)
         for _ in range(self._interims_in_piece):
-            end = text.find(_END_OF_HEAD, end) + 4
+            end = self._find_end(text, end)
             self._check_start(text, end)
-        if self.head_complete:
-            end = text.find(_END_OF_HEAD, end) + 4
-        else:
-            end = len(text)
+        end = self._find_end(text, end) if self.head_complete else len(text)
         size = end - len(self._tail)
         self._framing_bytes += size
         if self._framing_bytes > self._max_head_bytes:
@@ -235,6 +231,11 @@ class ResponseParser:
         if self.head_complete:
             self._framing_bytes = 0
         return size
+
+    @staticmethod
+    def _find_end(text: bytes, start: int) -> int:
+        at = text.find(_END_OF_HEAD, start)
+        return len(text) if at < 0 else at + 4
 
     def _ends_with(self, piece: bytes | memoryview, head: int, body: int) -> bool:
         """Whether the complete message ends where the piece does: llhttp silently skips CR and LF behind a message."""

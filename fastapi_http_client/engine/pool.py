@@ -15,7 +15,8 @@ from fastapi_http_client.engine.connection import Connection
 from fastapi_http_client.engine.parser import ResponseParser
 from fastapi_http_client.engine.sweeper import NEVER, Sweeper
 
-RECEIVE_BUFFER_SIZE = 256 * 1024
+RECEIVE_BUFFER_SIZE = 64 * 1024
+"""Bytes read at once. More would save system calls, but parts of that size come from `mmap`, not from the heap."""
 SURPLUS_GRACE = 1.0
 """Seconds that an idle connection beyond `max_keepalive_connections` is kept, in case another call wants it."""
 
@@ -148,6 +149,10 @@ class ConnectionPool:
         try:
             ssl_context = self._ssl_context() if origin.tls else None
             connection = await open_connection(self, origin, ssl_context, limit, connect_timeout)
+            if self.closed:
+                self._closing.add(connection)
+                connection.abort()
+                raise RuntimeError(CLOSED_MESSAGE)
         except BaseException as error:
             self._give_place_back()
             if self.closed and isinstance(error, httpx.ConnectTimeout):

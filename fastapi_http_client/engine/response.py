@@ -64,8 +64,8 @@ def streamed_response(exchange: Exchange) -> httpx.Response:
     )
 
 
-def whole_response(exchange: Exchange, request: httpx.Request) -> httpx.Response:
-    """The response with its body read and decoded.
+def whole_response(exchange: Exchange, request: httpx.Request, *, decode: bool = True) -> httpx.Response:
+    """The response with its body read and, unless an encoded one is to be left as it is, decoded.
 
     Raises `ResponseTooLargeError` for a body that grows beyond the exchange's `max_bytes` when it is decoded, and
     `httpx.DecodingError` for one that cannot be.
@@ -80,6 +80,9 @@ def whole_response(exchange: Exchange, request: httpx.Request) -> httpx.Response
     )
     if "content-encoding" not in response.headers:
         _set_content_by_private_attributes(response, body, body)
+        return response
+    if not decode:
+        response.stream = httpx.ByteStream(body)
         return response
     limit = exchange.max_bytes
     if limit is None:

@@ -70,6 +70,8 @@ class AsyncioTransport(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send the request and return the response when its head is there; its body is read from the response.
 
+        The request is sent whole first, unless the server refuses it before (a status of 300 or more): a server that
+        reads no more until somebody reads its answer meets the write timeout, as it does under httpx's own transport.
         Raises httpx's `TransportError` classes, and `RuntimeError` for a wrong loop or a closed transport.
         """
         exchange = await self._start(request, streamed=True, max_bytes=None)
@@ -80,12 +82,17 @@ class AsyncioTransport(httpx.AsyncBaseTransport):
             self._give_up(exchange, request, error)
             raise
 
-    async def fetch(self, request: httpx.Request, *, max_bytes: int | None = None) -> httpx.Response:
+    async def fetch(
+        self, request: httpx.Request, *, max_bytes: int | None = None, decode: bool = True
+    ) -> httpx.Response:
         """Send the request and return the response with its body read and decoded: the fast path.
 
         `max_bytes` bounds the body on the wire and decoded; a larger one raises `engine.errors.ResponseTooLargeError`
-        (an `httpx.ReadError`). `response.elapsed` is left for the caller to set, as transports do. Raises httpx's
-        `TransportError` classes, `httpx.DecodingError`, and `RuntimeError` for a wrong loop or a closed transport.
+        (an `httpx.ReadError`). With `decode=False` an encoded body is received whole but left for the caller to read
+        from the response, decoding it his own way. `response.elapsed` is left for the caller to set, as transports do.
+
+        Raises httpx's `TransportError` classes, `httpx.DecodingError`, and `RuntimeError` for a wrong loop or a closed
+        transport.
         """
         exchange = await self._start(request, streamed=False, max_bytes=max_bytes)
         try:
@@ -93,7 +100,7 @@ class AsyncioTransport(httpx.AsyncBaseTransport):
         except BaseException as error:
             self._give_up(exchange, request, error)
             raise
-        return whole_response(exchange, request)
+        return whole_response(exchange, request, decode=decode)
 
     async def aclose(self) -> None:
         """Close every connection; calls still running fail. May be called again.

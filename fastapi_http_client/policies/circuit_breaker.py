@@ -76,9 +76,9 @@ class Circuit:
         failure_threshold: int,
         recovery_timeout: float,
         half_open_max_calls: int,
-        failure_rate: float | None = None,
-        window: float = 30.0,
-        minimum_calls: int = 10,
+        failure_rate: float | None,
+        window: float,
+        minimum_calls: int,
     ) -> None:
         self._failure_threshold = failure_threshold
         self._recovery_timeout = recovery_timeout

@@ -8,8 +8,10 @@ import socket
 import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TypeAlias
 
-Reader, Writer = asyncio.StreamReader, asyncio.StreamWriter
+Reader: TypeAlias = asyncio.StreamReader
+Writer: TypeAlias = asyncio.StreamWriter
 Handler = Callable[[Reader, Writer], Awaitable[None]]
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
@@ -23,17 +25,19 @@ class Upstream:
         self.accepted = 0
         self.open = 0
         self.peak = 0
-        self.heads: list[bytes] = []
         self.writers: set[Writer] = set()
 
     def url(self, path: str = "/") -> str:
         return f"{self.scheme}://127.0.0.1:{self.port}{path}"
 
-    async def all_closed(self) -> None:
-        """Returns when no connection is open any more."""
+    async def at_most_open(self, count: int) -> None:
+        """Returns when no more connections than that are open; fails after 5 seconds."""
         async with asyncio.timeout(5):
-            while self.open:
+            while self.open > count:
                 await asyncio.sleep(0.005)
+
+    async def all_closed(self) -> None:
+        await self.at_most_open(0)
 
 
 @contextlib.asynccontextmanager

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import random
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
 
 import httpx
 import pytest
@@ -19,8 +20,8 @@ from tests.engine.raw import OK, Reader, Writer, answer, hang, read_head, read_r
 TransportOf = Callable[[httpx.AsyncClient], AsyncioTransport]
 
 
-async def cancel_after(seconds: float, call: object) -> None:
-    task = asyncio.create_task(call)  # type: ignore[arg-type]
+async def cancel_after(seconds: float, call: Coroutine[Any, Any, httpx.Response]) -> None:
+    task = asyncio.create_task(call)
     await asyncio.sleep(seconds)
     assert not task.done()
     task.cancel()

@@ -12,12 +12,12 @@ from fastapi_http_client.engine import AsyncioTransport
 from fastapi_http_client.engine import pool as pool_module
 from fastapi_http_client.engine.errors import ExchangeFacts, exchange_facts
 from tests.engine.conftest import MakeClient
-from tests.engine.raw import OK, Reader, Writer, answer, hang, read_head, read_request, reset, serve
+from tests.engine.raw import OK, Handler, Reader, Writer, answer, hang, read_head, read_request, reset, serve
 
 TransportOf = Callable[[httpx.AsyncClient], AsyncioTransport]
 
 
-def slowly(seconds: float) -> Callable[[Reader, Writer], object]:
+def slowly(seconds: float) -> Handler:
     async def handler(reader: Reader, writer: Writer) -> None:
         while True:
             await read_request(reader)
@@ -54,9 +54,7 @@ async def test_connections_beyond_the_keepalive_limit_are_closed_soon_after(
     async with serve(slowly(0.02)) as up, make_client(max_keepalive_connections=3) as client:
         await asyncio.gather(*(client.get(up.url()) for _ in range(10)))
         assert up.open == 10
-        async with asyncio.timeout(2):
-            while up.open > 3:
-                await asyncio.sleep(0.01)
+        await up.at_most_open(3)
         await asyncio.sleep(0.1)
         assert up.open == 3
 
@@ -103,7 +101,6 @@ async def test_the_limit_holds_over_all_origins(make_client: MakeClient) -> None
         await asyncio.gather(*(caller(n) for n in range(20)))
         # A server counts a connection until it has seen the client's end of it.
         assert peak <= 5 + 3
-        assert one.heads == two.heads
 
 
 async def test_an_idle_connection_makes_room_for_another_origin(make_client: MakeClient) -> None:
@@ -171,12 +168,10 @@ async def test_waiting_for_a_connection_ends_with_the_pool_timeout(make_client: 
 
 
 async def test_a_failed_connection_attempt_gives_its_place_to_the_next_call(make_client: MakeClient) -> None:
-    async with serve(answer(OK)) as up, serve(hang) as gone, make_client(max_connections=1) as client:
-        refused = gone.url()
-        up_calls = [client.get(up.url()) for _ in range(3)]
-        # Nobody listens any more once the block of `gone` has ended; here the port is simply one nobody listens on.
-        refused = refused.replace(str(gone.port), "1")
-        got = await asyncio.gather(*(client.get(refused) for _ in range(3)), *up_calls, return_exceptions=True)
+    async with serve(answer(OK)) as up, make_client(max_connections=1) as client:
+        refused = [client.get("http://127.0.0.1:1/") for _ in range(3)]
+        answered = [client.get(up.url()) for _ in range(3)]
+        got = await asyncio.gather(*refused, *answered, return_exceptions=True)
         assert [type(outcome) for outcome in got[:3]] == [httpx.ConnectError] * 3
         assert [getattr(outcome, "status_code", outcome) for outcome in got[3:]] == [200] * 3
 

@@ -57,7 +57,7 @@ async def test_the_server_name_can_be_given(
 ) -> None:
     async with serve(answer(OK), ssl_context=server_context) as up, make_client(ssl_context=client_context) as client:
         assert (await client.get(up.url(), extensions={"sni_hostname": "named.example"})).text == "ok"
-        with pytest.raises(httpx.ConnectError, match="doesn't match|Hostname mismatch"):
+        with pytest.raises(httpx.ConnectError, match=r"doesn't match|mismatch"):
             await client.get(up.url(), extensions={"sni_hostname": "other.example"})
 
 

@@ -7,8 +7,10 @@ import gzip
 import json
 import os
 import pickle
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -18,7 +20,8 @@ import pytest
 from fastapi_http_client.engine import AsyncioTransport
 from fastapi_http_client.engine.errors import ExchangeFacts, ResponseTooLargeError, exchange_facts
 from tests.engine.conftest import MakeClient
-from tests.engine.raw import OK, Reader, Writer, answer, close, hang, read_head, read_request, reset, serve
+from tests.engine.raw import OK, Handler, Reader, Writer, answer, close, hang, read_head, read_request, reset, serve
+from tests.hostile.upstream import HostileUpstream
 
 TransportOf = Callable[[httpx.AsyncClient], AsyncioTransport]
 
@@ -277,7 +280,9 @@ async def test_an_error_of_the_callers_iterator_is_raised_as_it_is(make_client: 
 
 @pytest.mark.parametrize("then", [close, reset, hang])
 @pytest.mark.parametrize("streamed", [False, True])
-async def test_an_upload_refused_early_gives_the_refusal(make_client: MakeClient, then: object, streamed: bool) -> None:
+async def test_an_upload_refused_early_gives_the_refusal(
+    make_client: MakeClient, then: Handler, streamed: bool
+) -> None:
     async def parts() -> AsyncIterator[bytes]:
         for _ in range(200):
             yield bytes(50_000)
@@ -286,7 +291,7 @@ async def test_an_upload_refused_early_gives_the_refusal(make_client: MakeClient
         await read_head(reader)
         writer.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\n\r\nbig")
         await writer.drain()
-        await then(reader, writer)  # type: ignore[operator]
+        await then(reader, writer)
 
     async with serve(refuse) as up, make_client(timeout=2.0) as client:
         for _ in range(5):
@@ -294,6 +299,23 @@ async def test_an_upload_refused_early_gives_the_refusal(make_client: MakeClient
             assert response.status_code == 413
             assert response.text == "big"
         assert up.accepted == 5
+
+
+@pytest.mark.parametrize("then", ["close", "reset"])
+async def test_a_refusal_is_found_behind_the_reset_that_follows_it(
+    make_client: MakeClient, upstream: HostileUpstream, then: str
+) -> None:
+    """The answer and the reset both arrive while the event loop is busy, and the next write meets the reset first."""
+
+    async def parts() -> AsyncIterator[bytes]:
+        for _ in range(3):
+            yield bytes(1000)
+            time.sleep(0.1)  # noqa: ASYNC251 - the loop is busy, not idle
+        yield bytes(1000)
+
+    async with make_client() as client:
+        response = await client.post(upstream.url(f"/early?then={then}"), content=parts())
+        assert response.status_code == 413
 
 
 @pytest.mark.parametrize(
@@ -361,14 +383,14 @@ async def test_other_schemes_are_refused(transport_of: TransportOf, make_client:
     ],
 )
 async def test_failures_are_httpx_errors_with_a_text(
-    make_client: MakeClient, transport_of: TransportOf, sent: bytes, then: object, kind: type[httpx.RequestError]
+    make_client: MakeClient, transport_of: TransportOf, sent: bytes, then: Handler, kind: type[httpx.RequestError]
 ) -> None:
     async def fail(reader: Reader, writer: Writer) -> None:
         await read_head(reader)
         writer.write(sent)
         await writer.drain()
         await asyncio.sleep(0.02)
-        await then(reader, writer)  # type: ignore[operator]
+        await then(reader, writer)
 
     async with serve(fail) as up, make_client() as client:
         for call in (client.get, lambda url: transport_of(client).fetch(client.build_request("GET", url))):
@@ -379,6 +401,17 @@ async def test_failures_are_httpx_errors_with_a_text(
             assert caught.value.request.url == up.url()
             assert exchange_facts(caught.value) == ExchangeFacts(True, bool(sent), False)
         await up.all_closed()
+
+
+async def test_an_ipv6_literal(make_client: MakeClient) -> None:
+    if not socket.has_ipv6:
+        pytest.skip("no IPv6 here")
+    try:
+        server = await asyncio.start_server(answer(OK), "::1", 0)
+    except OSError:
+        pytest.skip("no IPv6 here")
+    async with server, make_client() as client:
+        assert (await client.get(f"http://[::1]:{server.sockets[0].getsockname()[1]}/")).text == "ok"
 
 
 async def test_the_keep_alive_race_can_be_told_from_other_failures(make_client: MakeClient) -> None:
@@ -438,6 +471,35 @@ async def test_a_body_over_the_limit_is_an_error(make_client: MakeClient, transp
             assert caught.value.request.url == up.url()
 
 
+async def test_an_encoded_body_can_be_left_to_the_caller(make_client: MakeClient, transport_of: TransportOf) -> None:
+    body = gzip.compress(b"hello")
+    message = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    async with serve(answer(message)) as up, make_client() as client:
+        response = await transport_of(client).fetch(client.build_request("GET", up.url()), decode=False)
+        assert not response.is_closed
+        assert b"".join([part async for part in response.aiter_raw()]) == body
+        response = await transport_of(client).fetch(client.build_request("GET", up.url()), decode=False)
+        assert await response.aread() == b"hello"
+
+
+async def test_a_large_body_with_a_limit_above_it(make_client: MakeClient, transport_of: TransportOf) -> None:
+    """Received in many parts, some of them long before the last."""
+    body = os.urandom(700_000)
+
+    async def in_parts(reader: Reader, writer: Writer) -> None:
+        await read_head(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 700000\r\n\r\n")
+        for start in range(0, len(body), 100_000):
+            await asyncio.sleep(0.005)
+            writer.write(body[start : start + 100_000])
+        await hang(reader, writer)
+
+    async with serve(in_parts) as up, make_client() as client:
+        response = await transport_of(client).fetch(client.build_request("GET", up.url()), max_bytes=700_000)
+        assert response.content == body
+        assert response.num_bytes_downloaded == 700_000
+
+
 async def test_a_body_that_cannot_be_decoded_is_a_decoding_error(
     make_client: MakeClient, transport_of: TransportOf
 ) -> None:
@@ -459,7 +521,7 @@ async def test_a_closed_transport_says_so(make_client: MakeClient, transport_of:
         await client.get(up.url())
         await transport.aclose()
         await transport.aclose()
-        assert up.open == 0 or await up.all_closed() is None
+        await up.all_closed()
         with pytest.raises(RuntimeError, match="has been closed"):
             await client.get(up.url())
 
@@ -482,8 +544,8 @@ async def test_closing_ends_calls_that_are_connecting(make_client: MakeClient, t
     async with serve(hang) as up:
         client = make_client()
         connecting = asyncio.create_task(client.get(f"https://127.0.0.1:{up.port}/"))
-        while not up.open:
-            await asyncio.sleep(0.005)
+        await asyncio.sleep(0.05)
+        assert up.open == 1
         await transport_of(client).aclose()
         with pytest.raises(RuntimeError, match="has been closed"):
             await connecting
@@ -512,7 +574,7 @@ def test_another_event_loop_is_refused_at_once() -> None:
 
 def test_a_transport_is_made_outside_an_event_loop_without_work() -> None:
     """Neither a loop nor a TLS context is made for a transport that is never used."""
-    code = "from fastapi_http_client.engine import AsyncioTransport; t = AsyncioTransport(); print(t._ssl_context, t._pool)"
+    code = "from fastapi_http_client.engine import AsyncioTransport as T; t = T();print(t._ssl_context, t._pool)"
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], cwd=root, capture_output=True, text=True, check=True

@@ -47,14 +47,22 @@ def named_faults() -> Iterator[Fault]:
         "/bomb/nested?mb=16", "/bomb/layers", "/bomb/gzip?mb=16&status=500", "/stream?fail_after=3&interval=0",
         "/stream?fail_after=3&interval=0&then=close", "/stream?fail_after=3&interval=0&then=hang", "/redirect",
         "/redirect-loop", "/redirect-grow", "/redirect-cross", "/redirect-cross?code=307", "/redirect-to?none=1",
-        "/redirect-to?url=http://127.0.0.1:99999/", "/redirect-to?url=javascript:alert(1)", "/auth/401", "/cookie/set?n=50",
+        "/redirect-to?url=http://127.0.0.1:99999/", "/redirect-to?url=javascript:alert(1)", "/auth/401",
+        "/cookie/set?n=50",
         "/status/500", "/status/502", "/status/599", "/status/600", "/status/199", "/status/404?close=1",
         "/status/503?retry_after=3600", "/status/429?retry_after=0", "/status/429?retry_after=3600",
         "/flaky?fail=1&mode=garbage", "/flaky?fail=1&mode=truncate", "/sequence/k?steps=503,reset,hang,200",
         "/large?bytes=300000&chunked=1", "/respond?header=Content-Length:7%0d%0a%0d%0asplit",
     ):  # fmt: skip
         yield Fault(path)
-    for path in ("/no-read?seconds=0.5", "/early", "/early?then=reset", "/early?then=drain", "/reset-mid-upload", "/sink"):
+    for path in (
+        "/no-read?seconds=0.5",
+        "/early",
+        "/early?then=reset",
+        "/early?then=drain",
+        "/reset-mid-upload",
+        "/sink",
+    ):
         yield Fault(path, upload=True)
     yield from (Fault(f"/bad-head/{name}") for name in BAD_HEADS)
     yield from (Fault(f"/chunked-bad/{name}") for name in BAD_CHUNKS)

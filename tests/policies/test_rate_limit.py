@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from itertools import accumulate
 
@@ -114,6 +115,22 @@ def test_a_tiny_lack_is_still_a_lack_and_its_wait_moves_the_clock() -> None:
     assert 0.0 < wait < 1e-9
     assert almost + wait > almost
     assert bucket.take(1, almost + wait) == 0.0
+
+
+def test_what_the_clock_can_show_exactly_is_waited_for_exactly() -> None:
+    bucket = TokenBucket(10.0, 1)
+    bucket.take(1, 1_000.0)
+    assert 1_000.0 + bucket.take(1, 1_000.0) == 1_000.1
+
+
+@pytest.mark.parametrize("start", [1e-3, 0.7, 1_000.0, 123_456.7])
+def test_the_wait_is_no_longer_than_the_clock_can_show(start: float) -> None:
+    bucket, now = TokenBucket(10.0, 1), start
+    for _ in range(50):
+        bucket.take(1, now)
+        now += bucket.take(1, now)
+        assert bucket.take(1, now - 2 * math.ulp(now)) > 0.0
+        assert bucket.wait_for(1, now) == 0.0
 
 
 def test_the_wait_for_a_whole_queue_is_foreseen() -> None:

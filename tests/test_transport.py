@@ -1,0 +1,433 @@
+"""The network under a client: pooling, limits in time, TLS, proxies, and bytes that nobody asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import pytest
+
+from fastapi_http_client import transport
+from fastapi_http_client.client import AsyncHTTPClient
+from fastapi_http_client.config import ClientConfig
+from fastapi_http_client.errors import (
+    ConfigurationError,
+    HTTPRequestError,
+    HTTPTimeoutError,
+    RetryExhaustedError,
+)
+from tests.faults import NOISE, nothing_left
+from tests.hostile.certs import make_certs
+from tests.hostile.upstream import HostileUpstream, running
+
+
+@pytest.fixture(scope="module")
+def tls_upstream() -> Iterator[HostileUpstream]:
+    with running(tls=True) as server:
+        yield server
+
+
+def a_client(upstream: HostileUpstream, **fields: Any) -> AsyncHTTPClient:
+    return AsyncHTTPClient(upstream.url(), config=ClientConfig(**{"retry_attempts": 1, **fields}))
+
+
+# -- limits in time
+
+
+@pytest.mark.parametrize(
+    ("path", "phases"),
+    [
+        ("/hang", {"read", "attempt"}),
+        ("/hang-headers", {"read", "attempt"}),
+        ("/hang-mid-body", {"read", "attempt"}),
+        ("/drip?interval=0.02", {"attempt"}),
+        ("/drip-headers?interval=0.02", {"attempt"}),
+        ("/interim?n=-1&interval=0.01", {"attempt"}),
+        ("/interim?n=-1", {"attempt"}),
+        ("/infinite?rate=10000", {"attempt"}),
+        ("/stream?n=1000&interval=0.01", {"attempt"}),
+    ],
+)
+async def test_an_attempt_is_limited_by_the_wall_clock(upstream: HostileUpstream, path: str, phases: set[str]) -> None:
+    async with nothing_left(upstream), a_client(upstream, timeout=0.2) as client:
+        started = time.monotonic()
+        with pytest.raises(HTTPTimeoutError, match=r"GET .* within 0\.2 s") as caught:
+            await client.get(path)
+        assert 0.19 < time.monotonic() - started < 0.3 + NOISE
+        assert caught.value.phase in phases
+        assert isinstance(caught.value, httpx.TimeoutException)
+
+
+@pytest.mark.parametrize("path", ["/hang", "/hang-headers", "/drip-headers?interval=0.02", "/interim?n=-1"])
+async def test_the_head_of_a_stream_is_limited_too(upstream: HostileUpstream, path: str) -> None:
+    async with a_client(upstream, timeout=0.1) as client:
+        started = time.monotonic()
+        with pytest.raises(HTTPTimeoutError):
+            async with client.stream("GET", path):
+                pass
+        assert time.monotonic() - started < 0.2 + NOISE
+
+
+async def test_the_body_of_a_stream_may_take_longer_than_an_attempt(upstream: HostileUpstream) -> None:
+    async with (
+        a_client(upstream, timeout=0.1) as client,
+        client.stream("GET", "/stream?n=6&interval=0.04") as response,
+    ):
+        assert len([line async for line in response.aiter_lines()]) == 6
+
+
+async def test_a_stream_that_falls_silent_is_ended(upstream: HostileUpstream) -> None:
+    async with (
+        a_client(upstream, timeout=0.1) as client,
+        client.stream("GET", "/stream?n=6&interval=0&fail_after=2&then=hang") as response,
+    ):
+        lines = response.aiter_lines()
+        await anext(lines)
+        await anext(lines)
+        with pytest.raises(HTTPTimeoutError) as caught:
+            await anext(lines)
+        assert caught.value.phase == "read"
+
+
+async def test_the_total_timeout_holds_for_a_streams_body(upstream: HostileUpstream) -> None:
+    async with nothing_left(upstream), a_client(upstream, timeout=5.0) as client:
+        started = time.monotonic()
+        async with client.stream("GET", "/drip?interval=0.02", total_timeout=0.2) as response:
+            chunks = response.aiter_bytes()
+            await anext(chunks)
+            await anext(chunks)
+            with pytest.raises(HTTPTimeoutError) as caught:
+                [_ async for _ in chunks]
+        assert caught.value.phase == "total"
+        assert time.monotonic() - started < 0.3 + NOISE
+
+
+async def test_the_total_timeout_is_for_all_attempts_and_waits(upstream: HostileUpstream) -> None:
+    async with a_client(upstream, timeout=0.1, retry_attempts=10, retry_backoff_factor=0.01, retry_jitter=0) as client:
+        started = time.monotonic()
+        with pytest.raises(HTTPTimeoutError) as caught:
+            await client.get("/hang?key=k", total_timeout=0.35)
+        assert 0.25 < time.monotonic() - started < 0.45 + NOISE
+        assert caught.value.attempts
+    assert 2 <= upstream.key("k")["count"] <= 4
+
+
+async def test_the_timeout_of_a_call_bounds_its_attempt(upstream: HostileUpstream) -> None:
+    async with a_client(upstream, timeout=10.0) as client:
+        started = time.monotonic()
+        with pytest.raises(HTTPTimeoutError):
+            await client.get("/drip", timeout=0.1)
+        with pytest.raises(HTTPTimeoutError):
+            await client.get("/drip", timeout=httpx.Timeout(0.1))
+        assert time.monotonic() - started < 0.3 + NOISE
+
+
+async def test_no_timeout_is_no_limit(upstream: HostileUpstream) -> None:
+    async with a_client(upstream, timeout=0.05) as client:
+        assert (await client.get("/slow?delay=0.15", timeout=None)).status_code == 200
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="a full backlog is dropped on Linux only")
+@pytest.mark.parametrize("listener", ["blackhole", "accept_hang"])
+async def test_connecting_has_a_limit_of_its_own(upstream: HostileUpstream, listener: str) -> None:
+    scheme = "http" if listener == "blackhole" else "https"
+    url = f"{scheme}://{upstream.host}:{upstream.ports[listener]}/"
+    async with AsyncHTTPClient(config=ClientConfig(connect_timeout=0.1, timeout=10.0, retry_attempts=1)) as client:
+        started = time.monotonic()
+        with pytest.raises(HTTPTimeoutError, match=r"could not connect within 0\.1 s") as caught:
+            await client.get(url)
+        assert time.monotonic() - started < 0.2 + NOISE
+        assert caught.value.phase == "connect"
+        assert not caught.value.may_have_run
+
+
+async def test_connecting_is_repeated_whatever_the_method(upstream: HostileUpstream) -> None:
+    url = f"http://{upstream.host}:{upstream.ports['refused']}/"
+    async with AsyncHTTPClient(config=ClientConfig(retry_backoff_factor=0.001)) as client:
+        with pytest.raises(RetryExhaustedError) as caught:
+            await client.post(url, content=b"x")
+        assert len(caught.value.attempts) == 3
+
+
+async def test_waiting_for_the_pool_has_the_attempts_limit(upstream: HostileUpstream) -> None:
+    async with nothing_left(upstream), a_client(upstream, max_connections=1, timeout=5.0) as client:
+        first = asyncio.ensure_future(client.get("/slow?delay=0.3"))
+        await asyncio.sleep(0.05)
+        with pytest.raises(HTTPTimeoutError) as caught:
+            await client.get("/ok", timeout=0.1)
+        assert caught.value.phase == "pool"
+        assert not caught.value.may_have_run
+        assert (await client.get("/ok")).status_code == 200
+        await first
+
+
+async def test_an_upload_that_nobody_reads_is_ended(upstream: HostileUpstream) -> None:
+    async with a_client(upstream, timeout=0.2) as client:
+        with pytest.raises(HTTPTimeoutError) as caught:
+            await client.post("/no-read?seconds=1", content=bytes(16 * 1024 * 1024))
+        assert caught.value.phase in ("write", "attempt")
+
+
+# -- the pool
+
+
+async def test_connections_are_reused_and_bounded(upstream: HostileUpstream) -> None:
+    async with a_client(upstream, max_connections=5) as client:
+        for _ in range(5):
+            await asyncio.gather(*(client.get("/slow?delay=0.01") for _ in range(20)))
+        connections = upstream.stats()["connections"]
+    assert connections["peak"] <= 5
+    assert connections["total"] <= 5
+
+
+async def test_surplus_idle_connections_are_closed(upstream: HostileUpstream) -> None:
+    async with a_client(upstream, max_connections=10, max_keepalive_connections=2) as client:
+        await asyncio.gather(*(client.get("/slow?delay=0.05") for _ in range(10)))
+        async with asyncio.timeout(3):
+            while upstream.open_connections() > 2:
+                await asyncio.sleep(0.01)
+
+
+async def test_a_connection_ends_at_its_age(upstream: HostileUpstream) -> None:
+    async with a_client(upstream, max_connection_age=0.05) as client:
+        seen = set()
+        for _ in range(3):
+            seen.add((await client.get("/echo")).json_data["conn"])
+            await asyncio.sleep(0.06)
+        assert len(seen) == 3
+        first, second = [(await client.get("/echo")).json_data["conn"] for _ in range(2)]
+        assert first == second
+
+
+async def test_an_idle_connection_expires(upstream: HostileUpstream) -> None:
+    async with a_client(upstream, keepalive_expiry=0.05) as client:
+        first = (await client.get("/echo")).json_data["conn"]
+        await asyncio.sleep(0.1)
+        assert (await client.get("/echo")).json_data["conn"] != first
+
+
+@pytest.mark.parametrize("how", ["reset", "close"])
+async def test_connections_that_the_upstream_has_dropped_are_not_used(upstream: HostileUpstream, how: str) -> None:
+    async with nothing_left(upstream), a_client(upstream) as client:
+        for _ in range(5):
+            await asyncio.gather(*(client.get("/ok") for _ in range(10)))
+            upstream.drop_connections(how=how)
+            await asyncio.sleep(0.02)
+        await asyncio.gather(*(client.get("/ok") for _ in range(10)))
+
+
+# -- bytes that nobody asked for
+
+
+@pytest.mark.parametrize("listener", ["main", "tls"])
+@pytest.mark.parametrize("path", ["/desync", "/length-short", "/body-on/204", "/body-on/304", "/body-on/head"])
+async def test_what_comes_behind_a_response_never_answers_the_next_call(
+    tls_upstream: HostileUpstream, path: str, listener: str
+) -> None:
+    context = ssl.create_default_context(cafile=tls_upstream.certs["ca.pem"])
+    config = ClientConfig(retry_attempts=1)
+    async with AsyncHTTPClient(tls_upstream.url("", listener), config=config, verify=context) as client:
+        for _ in range(5):
+            await client.request("HEAD" if path.endswith("head") else "GET", path)
+            assert (await client.get("/echo/mine")).json_data["path"] == "/echo/mine"
+
+
+POISON = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nPOISON"
+
+
+@pytest.mark.parametrize("listener", ["main", "tls"])
+@pytest.mark.parametrize("size", [0, 10, 16_384 - 38, 65_536 - 43, 65_536, 131_072 - 44, 262_144, 1_000_000])
+@pytest.mark.parametrize("streamed", [False, True], ids=["read", "streamed"])
+async def test_a_second_response_never_answers_the_next_call_wherever_it_was_cut(
+    tls_upstream: HostileUpstream, size: int, listener: str, streamed: bool
+) -> None:
+    content = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b%b" % (size, b"x" * size, POISON)
+    context = ssl.create_default_context(cafile=tls_upstream.certs["ca.pem"])
+    config = ClientConfig(retry_attempts=1)
+    async with AsyncHTTPClient(tls_upstream.url("", listener), config=config, verify=context) as client:
+        async with client.stream("POST", "/raw?then=keep", content=content) as response:
+            body = b"".join([chunk async for chunk in response.aiter_raw()]) if streamed else await response.aread()
+        assert len(body) == size
+        assert (await client.get("/echo/mine")).json_data["path"] == "/echo/mine"
+
+
+async def test_surplus_that_comes_late_closes_the_connection(upstream: HostileUpstream) -> None:
+    async with a_client(upstream) as client:
+        await client.get("/desync?wait=0.01")
+        await asyncio.sleep(0.05)
+        assert (await client.get("/echo/mine")).json_data["path"] == "/echo/mine"
+
+
+# -- errors
+
+
+@pytest.mark.parametrize(
+    ("error", "ours", "may_have_run"),
+    [
+        (httpx.ConnectError("x"), HTTPRequestError, False),
+        (httpx.ConnectTimeout("x"), HTTPTimeoutError, False),
+        (httpx.PoolTimeout("x"), HTTPTimeoutError, False),
+        (httpx.ProxyError("x"), HTTPRequestError, False),
+        (httpx.ReadError("x"), HTTPRequestError, True),
+        (httpx.WriteError("x"), HTTPRequestError, True),
+        (httpx.ReadTimeout("x"), HTTPTimeoutError, True),
+        (httpx.WriteTimeout("x"), HTTPTimeoutError, True),
+        (httpx.CloseError("x"), HTTPRequestError, True),
+        (httpx.RemoteProtocolError("x"), HTTPRequestError, True),
+        (httpx.LocalProtocolError("x"), HTTPRequestError, False),
+        (httpx.UnsupportedProtocol("x"), HTTPRequestError, False),
+        (TimeoutError("x"), HTTPRequestError, True),
+        (ConnectionResetError("x"), HTTPRequestError, True),
+        (ValueError("x"), HTTPRequestError, True),
+        (AssertionError("x"), HTTPRequestError, True),
+        (ExceptionGroup("x", [OSError()]), HTTPRequestError, True),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
+)
+async def test_whatever_a_transport_raises_becomes_ours(
+    error: Exception, ours: type[HTTPRequestError], may_have_run: bool
+) -> None:
+    def fail(request: httpx.Request) -> httpx.Response:
+        raise error
+
+    config = ClientConfig(retry_attempts=1)
+    async with AsyncHTTPClient("https://api.example.com", config=config, transport=httpx.MockTransport(fail)) as client:
+        with pytest.raises(ours) as caught:
+            await client.get("/")
+    assert caught.value.__cause__ is error
+    assert caught.value.may_have_run is may_have_run
+    assert str(caught.value).startswith("GET https://api.example.com/")
+    assert type(error).__name__ in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, asyncio.CancelledError, GeneratorExit])
+async def test_what_is_no_error_is_left_alone(error: type[BaseException]) -> None:
+    def fail(request: httpx.Request) -> httpx.Response:
+        raise error
+
+    async with AsyncHTTPClient("https://api.example.com", transport=httpx.MockTransport(fail)) as client:
+        call = client.get("/")
+        with pytest.raises(error):
+            call.send(None)
+
+
+@pytest.mark.parametrize("path", ["/reset-mid-body", "/close-mid-body", "/no-length?reset=1", "/chunked-bad/size"])
+async def test_errors_in_the_middle_of_a_stream_are_ours(upstream: HostileUpstream, path: str) -> None:
+    async with nothing_left(upstream), a_client(upstream) as client:
+        for read in ("aiter_bytes", "aiter_raw", "aiter_text", "aiter_lines"):
+            async with client.stream("GET", path) as response:
+                with pytest.raises(HTTPRequestError, match=f"GET {upstream.url(path.split('?', 1)[0])}"):
+                    async for _ in getattr(response, read)():
+                        pass
+        async with client.stream("GET", path) as response:
+            with pytest.raises(HTTPRequestError):
+                await response.aread()
+
+
+# -- TLS
+
+
+async def test_an_unknown_authority_is_refused(tls_upstream: HostileUpstream) -> None:
+    async with AsyncHTTPClient(tls_upstream.url("", "tls"), config=ClientConfig(retry_attempts=1)) as client:
+        with pytest.raises(HTTPRequestError, match="CERTIFICATE_VERIFY_FAILED"):
+            await client.get("/ok")
+
+
+async def test_a_ca_file_makes_its_authority_known(tls_upstream: HostileUpstream) -> None:
+    config = ClientConfig(ca_file=tls_upstream.certs["ca.pem"])
+    async with AsyncHTTPClient(tls_upstream.url("", "tls"), config=config) as client:
+        assert (await client.get("/ok")).status_code == 200
+
+
+async def test_verification_can_be_switched_off(tls_upstream: HostileUpstream) -> None:
+    async with AsyncHTTPClient(tls_upstream.url("", "tls"), verify=False) as client:
+        assert client.config.verify_ssl is False
+        assert (await client.get("/ok")).status_code == 200
+
+
+async def test_a_client_certificate_is_presented() -> None:
+    with running(tls=True, require_client=True) as up:
+        certs = up.certs
+        config = ClientConfig(
+            ca_file=certs["ca.pem"], client_cert=certs["client.pem"], client_key=certs["client.key"], retry_attempts=1
+        )
+        async with AsyncHTTPClient(up.url("", "tls"), config=config) as client:
+            assert (await client.get("/ok")).status_code == 200
+        async with AsyncHTTPClient(
+            up.url("", "tls"), config=ClientConfig(ca_file=certs["ca.pem"], retry_attempts=1)
+        ) as stranger:
+            with pytest.raises(HTTPRequestError):
+                await stranger.get("/ok")
+
+
+async def test_a_certificate_for_another_host_is_refused() -> None:
+    with running(tls=True, tls_name="wronghost") as up:
+        config = ClientConfig(ca_file=up.certs["ca.pem"], retry_attempts=1)
+        async with AsyncHTTPClient(up.url("", "tls"), config=config) as client:
+            with pytest.raises(HTTPRequestError, match="CERTIFICATE_VERIFY_FAILED"):
+                await client.get("/ok")
+
+
+def test_one_tls_context_is_made_for_the_same_options() -> None:
+    first, second = (AsyncHTTPClient(f"https://{name}.example.com") for name in ("one", "two"))
+    third = AsyncHTTPClient("https://three.example.com", config=ClientConfig(verify_ssl=False))
+    assert transport.ssl_context_for(first.config) is transport.ssl_context_for(second.config)
+    assert transport.ssl_context_for(first.config) is not transport.ssl_context_for(third.config)
+
+
+@pytest.mark.parametrize(
+    ("field", "fields"),
+    [
+        ("ca_file", {"ca_file": "missing.pem"}),
+        ("client_cert", {"client_cert": "missing.pem"}),
+        ("client_key", {"client_cert": "CERT", "client_key": "missing.pem"}),
+        ("client_key", {"client_cert": "CERT", "client_key": "CERT"}),
+        ("ca_file", {"ca_file": "GARBAGE"}),
+        ("client_cert", {"client_cert": "GARBAGE"}),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, field: str, fields: dict[str, str]) -> None:
+    garbage = tmp_path / "garbage.pem"
+    garbage.write_text("no certificate at all")
+    certs = make_certs(tmp_path)
+    places = {"CERT": certs["client.pem"], "GARBAGE": str(garbage)}
+    config = ClientConfig(**{name: places.get(value, value) for name, value in fields.items()})
+    with pytest.raises(ConfigurationError, match=field) as caught:
+        AsyncHTTPClient("https://api.example.com", config=config)
+    assert [problem.argument for problem in caught.value.problems] == [field]
+
+
+# -- proxies
+
+
+async def test_a_proxy_is_told_what_it_has_to_know(upstream: HostileUpstream) -> None:
+    proxy = f"http://user:{quote('p@ss')}@{upstream.host}:{upstream.ports['other']}"
+    async with AsyncHTTPClient(upstream.url(), config=ClientConfig(proxy=proxy)) as client:
+        reply = (await client.get("/echo/x")).json_data
+    assert reply["proxy_form"]
+    assert reply["listener"] == "other"
+    assert reply["headers_dict"]["proxy-authorization"] == "Basic dXNlcjpwQHNz"
+
+
+async def test_a_proxy_of_the_environment_counts_only_when_it_is_trusted(
+    upstream: HostileUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", upstream.url("", "other"))
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    for trusted in (False, True):
+        async with AsyncHTTPClient(upstream.url(), config=ClientConfig(trust_env=trusted)) as client:
+            assert (await client.get("/echo/x")).json_data["proxy_form"] is trusted
+
+
+async def test_a_proxy_that_refuses_the_tunnel_is_an_error_of_ours(upstream: HostileUpstream) -> None:
+    config = ClientConfig(proxy=upstream.url("", "other"), retry_attempts=1)
+    async with nothing_left(upstream), AsyncHTTPClient("https://api.example.com", config=config) as client:
+        with pytest.raises(HTTPRequestError, match="502"):
+            await client.get("/")

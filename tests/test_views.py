@@ -1,0 +1,170 @@
+"""`with_options()` gives a view: other options, the same pool and the same state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from fastapi_http_client.auth import BearerAuth
+from fastapi_http_client.client import AsyncHTTPClient
+from fastapi_http_client.config import BearerConfig, ClientConfig, OAuth2Config
+from fastapi_http_client.errors import (
+    CircuitBreakerOpenError,
+    ConfigurationError,
+    HTTPRequestError,
+    HTTPTimeoutError,
+)
+from fastapi_http_client.fake_clock import FakeClock
+from tests.faults import nothing_left
+from tests.hostile.upstream import HostileUpstream
+
+
+def a_client(upstream: HostileUpstream, **fields: Any) -> AsyncHTTPClient:
+    return AsyncHTTPClient(upstream.url(), config=ClientConfig(**fields), name="api")
+
+
+async def test_a_view_has_other_options(upstream: HostileUpstream) -> None:
+    async with a_client(upstream, retry_backoff_factor=0.001) as client:
+        view = client.with_options(retry_attempts=1, timeout=0.1, follow_redirects=True, headers={"X-View": "1"})
+        assert isinstance(view, AsyncHTTPClient)
+        assert isinstance(view, httpx.AsyncClient)
+        assert (view.config.retry_attempts, view.config.timeout) == (1, 0.1)
+        assert view.name == "api"
+        assert (await view.get("/status/503?key=view")).status_code == 503
+        assert upstream.key("view")["count"] == 1
+        with pytest.raises(HTTPTimeoutError):
+            await view.get("/hang")
+        assert (await view.get("/redirect")).json_data["headers_dict"]["x-view"] == "1"
+
+
+async def test_the_client_itself_is_not_changed(upstream: HostileUpstream) -> None:
+    async with a_client(upstream, headers={"X-Both": "client"}) as client:
+        before = (client.config, client.timeout, client.pipeline, client.follow_redirects, client.retry_policy)
+        view = client.with_options(timeout=1.0, retry_attempts=7, follow_redirects=True, headers={"X-Both": "view"})
+        view.headers["X-Late"] = "1"
+        view.params = {"late": "1"}  # type: ignore[assignment]
+        view.event_hooks["request"].append(_fail)
+        assert before == (client.config, client.timeout, client.pipeline, client.follow_redirects, client.retry_policy)
+        reply = (await client.get("/echo")).json_data
+        assert reply["target"] == "/echo"
+        assert reply["headers_dict"]["x-both"] == "client"
+        assert "x-late" not in reply["headers_dict"]
+
+
+async def _fail(request: httpx.Request) -> None:
+    raise AssertionError("the hook of another client was called")
+
+
+async def test_a_view_shares_pool_limiter_circuit_and_budget(upstream: HostileUpstream) -> None:
+    config = ClientConfig(enable_rate_limiting=True, enable_circuit_breaker=True, rate_limit_burst=5)
+    async with AsyncHTTPClient(upstream.url(), config=config) as client:
+        view = client.with_options(timeout=5.0)
+        assert view.rate_limiter is client.rate_limiter
+        assert view.circuit_breaker is client.circuit_breaker
+        assert view.retry_budget is client.retry_budget
+        assert view.lifecycle is client.lifecycle
+        first = (await client.get("/echo")).json_data["conn"]
+        assert (await view.get("/echo")).json_data["conn"] == first
+        assert client.circuit_breaker is not None
+        client.circuit_breaker.trip()
+        with pytest.raises(CircuitBreakerOpenError):
+            await view.get("/ok")
+        without = client.with_options(enable_circuit_breaker=False, enable_rate_limiting=False)
+        assert without.circuit_breaker is None
+        assert without.rate_limiter is None
+        assert (await without.get("/ok")).status_code == 200
+
+
+async def test_closing_a_view_does_nothing_and_closing_the_client_closes_its_views(upstream: HostileUpstream) -> None:
+    async with nothing_left(upstream):
+        async with a_client(upstream) as client:
+            async with client.with_options(timeout=5.0) as view:
+                await view.get("/ok")
+            await view.aclose()
+            assert not view.is_closed
+            assert (await view.get("/ok")).status_code == 200
+            assert (await client.get("/ok")).status_code == 200
+        assert view.is_closed
+        with pytest.raises(RuntimeError, match="closed"):
+            await view.get("/ok")
+
+
+async def test_a_view_of_a_view_belongs_to_the_client(upstream: HostileUpstream) -> None:
+    async with a_client(upstream, headers={"X-A": "1"}) as client:
+        view = client.with_options(headers={"X-B": "2"}).with_options(headers={"X-C": "3"})
+        await view.aclose()
+        headers = (await view.get("/echo")).json_data["headers_dict"]
+        assert (headers["x-a"], headers["x-b"], headers["x-c"]) == ("1", "2", "3")
+
+
+async def test_a_view_may_have_another_base_url_and_keeps_to_it(upstream: HostileUpstream) -> None:
+    async with a_client(upstream) as client:
+        view = client.with_options(base_url=upstream.url("/echo", "other"))
+        assert (await view.get("/x")).json_data["listener"] == "other"
+        with pytest.raises(HTTPRequestError, match="another origin"):
+            await view.get(upstream.url("/echo"))
+        assert (await client.get("/echo")).json_data["listener"] == "main"
+
+
+async def test_a_view_may_have_another_credential(upstream: HostileUpstream) -> None:
+    async with AsyncHTTPClient(upstream.url(), auth=BearerAuth("one")) as client:
+        view = client.with_options(auth=BearerConfig(token="two"))  # type: ignore[arg-type]
+        none = client.with_options(auth=None)
+        assert (await view.get("/echo")).json_data["headers_dict"]["authorization"] == "Bearer two"
+        assert "authorization" not in (await none.get("/echo")).json_data["headers_dict"]
+        assert (await client.get("/echo")).json_data["headers_dict"]["authorization"] == "Bearer one"
+        same = client.with_options(timeout=3.0)
+        assert (await same.get("/echo")).json_data["headers_dict"]["authorization"] == "Bearer one"
+
+
+async def test_the_token_of_a_view_lives_by_the_clients_clock(upstream: HostileUpstream) -> None:
+    clock = FakeClock(autojump=False)
+    auth = OAuth2Config(token_url=upstream.url("/oauth/token?realm=r"), client_id="id", client_secret="s")  # type: ignore[arg-type]
+    async with AsyncHTTPClient(upstream.url(), clock=clock) as client:
+        view = client.with_options(auth=auth)
+        await view.get("/ok")
+        clock.advance(3601)
+        await view.get("/ok")
+    assert upstream.stats()["token_realms"]["r"]["calls"] == 2
+
+
+async def test_the_limits_of_a_view_are_checked_against_each_other(upstream: HostileUpstream) -> None:
+    async with a_client(upstream, timeout=5.0) as client:
+        with pytest.raises(ConfigurationError, match="timeout"):
+            client.with_options(total_timeout=1.0)
+        assert client.with_options(total_timeout=10.0).config.total_timeout == 10.0
+    async with a_client(upstream) as client:
+        view = client.with_options(total_timeout=0.1)
+        with pytest.raises(HTTPTimeoutError):
+            await view.get("/drip")
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        "max_connections", "max_keepalive_connections", "keepalive_expiry", "max_connection_age", "verify_ssl",
+        "ca_file", "client_cert", "client_key", "proxy", "trust_env", "http2", "engine", "rate_limit_rate",
+        "rate_limit_burst", "circuit_breaker_failure_threshold", "circuit_breaker_recovery_timeout", "retry_budget",
+        "persist_cookies",
+    ],
+)  # fmt: skip
+def test_what_is_shared_cannot_be_changed(field: str) -> None:
+    client = AsyncHTTPClient("https://api.example.com")
+    with pytest.raises(ConfigurationError, match=f"{field}: belongs to what a client shares"):
+        client.with_options(**{field: getattr(client.config, field)})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"tiemout": 1}, "tiemout: unknown option"),
+        ({"timeout": -1}, "timeout"),
+        ({"enable_rate_limiting": True}, "enable_rate_limiting: the client has none"),
+        ({"enable_circuit_breaker": True}, "enable_circuit_breaker: the client has none"),
+    ],
+)
+def test_a_bad_option_is_named(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        AsyncHTTPClient("https://api.example.com").with_options(**fields)
