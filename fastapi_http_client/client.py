@@ -27,7 +27,7 @@ from fastapi_http_client.config import (
 )
 from fastapi_http_client.errors import ConfigurationError, HTTPRequestError, Problem
 from fastapi_http_client.exchange import Body, Exchange
-from fastapi_http_client.fast import is_plain, plain_request
+from fastapi_http_client.fast import PlainRequests, is_plain
 from fastapi_http_client.lifecycle import ClientStateError, Lifecycle, shielded
 from fastapi_http_client.middleware import Middleware
 from fastapi_http_client.models import HTTPResponse, copy_request
@@ -245,6 +245,7 @@ class AsyncHTTPClient(httpx.AsyncClient):
     def _take_base_url(self) -> None:
         """Join paths to the base URL, and keep credentials to its origin: again when it is set anew."""
         self._join = Joiner(self.base_url)
+        self._plain = PlainRequests()
         self._origins: frozenset[tuple[str, str, int | None]] = frozenset()
         if self.base_url.host:
             allowed = (origin(httpx.URL(allowed)) for allowed in self.config.allowed_origins)
@@ -310,12 +311,14 @@ class AsyncHTTPClient(httpx.AsyncClient):
         a `ValueError`) for an address that cannot be used.
         """
         extensions = dict(extensions or {})
+        template = None
         if path_params is not None:
-            extensions[_OPTIONS] = {**extensions.get(_OPTIONS, {}), "url_template": str(url)}
-            url = expand(str(url), path_params)
+            template = str(url)
+            extensions[_OPTIONS] = {**extensions.get(_OPTIONS, {}), "url_template": template}
+            url = expand(template, path_params)
         if self._join.base is not self.base_url:
             self._take_base_url()
-        joined = self._join(url)
+        joined = self._join(url, template)
         try:
             if params or self.params:
                 joined = with_params(joined, self.params.merge(params))
@@ -323,7 +326,7 @@ class AsyncHTTPClient(httpx.AsyncClient):
                 timeout = rest.get("timeout", USE_CLIENT_DEFAULT)
                 limits = self.timeout if timeout is USE_CLIENT_DEFAULT else httpx.Timeout(timeout)
                 extensions.setdefault("timeout", limits.as_dict())
-                return plain_request(method, joined, self.headers, rest.get("headers"), extensions)
+                return self._plain.request(method, joined, self.headers, rest.get("headers"), extensions)
             return super().build_request(method, joined, extensions=extensions, **rest)
         except (UnicodeError, httpx.InvalidURL) as error:
             raise HTTPRequestError(

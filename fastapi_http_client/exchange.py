@@ -15,7 +15,9 @@ import httpx
 
 from fastapi_http_client.call import Call
 from fastapi_http_client.clock import SYSTEM_CLOCK
+from fastapi_http_client.engine.errors import ResponseTooLargeError
 from fastapi_http_client.errors import HTTPClientError, HTTPRequestError, HTTPTimeoutError, TimeoutPhase
+from fastapi_http_client.fast import header_names
 from fastapi_http_client.models import HTTPResponse, as_http_response
 from fastapi_http_client.redaction import printable, redact_url
 from fastapi_http_client.transport import engine_of
@@ -37,7 +39,7 @@ _WHAT = {
 }
 _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
 _NEVER_SENT_AND_FINAL = (httpx.LocalProtocolError, httpx.UnsupportedProtocol, httpx.InvalidURL)
-_FINAL = (httpx.DecodingError, httpx.StreamError)
+_FINAL = (httpx.DecodingError, httpx.StreamError, ResponseTooLargeError)
 
 
 class Exchange:
@@ -67,20 +69,23 @@ class Exchange:
                 response = as_http_response(await engine.fetch(request, max_bytes=client.max_bytes, decode=False))
         except HTTPClientError:
             raise
+        except ResponseTooLargeError as error:
+            what = f"the response is larger than max_response_bytes ({client.max_bytes})"
+            raise request_error(error, request, what) from error
         except Exception as error:
             raise request_error(error, request) from error
 
         response.request = request
         response.default_encoding = client.default_encoding
         response._client_name = call.client_name
-        headers = response.headers
-        if "retry-after" in headers:
+        names = header_names(response.headers)
+        if b"retry-after" in names:
             response._received_at = call.clock.wall()
         response._max_bytes = client.max_bytes
         if not hasattr(response, "_content"):  # a mock's response may come already read
             response.stream = Body(response, request, started)
         try:
-            if client.keeps_cookies and "set-cookie" in headers:
+            if client.keeps_cookies and b"set-cookie" in names:
                 _keep_cookies(client.cookies, response)
             for hook in hooks["response"]:
                 await hook(response)
@@ -166,8 +171,8 @@ class Body(httpx.AsyncByteStream):
             self._listeners.clear()
 
 
-def request_error(error: Exception, request: httpx.Request) -> HTTPRequestError:
-    """The error of ours for what a transport raised."""
+def request_error(error: Exception, request: httpx.Request, what: str | None = None) -> HTTPRequestError:
+    """The error of ours for what a transport raised; `what` says it better than the error itself."""
     if isinstance(error, HTTPRequestError):
         return error
     call = Call.of(request)
@@ -187,7 +192,7 @@ def request_error(error: Exception, request: httpx.Request) -> HTTPRequestError:
         within = "" if limit is None else f" within {limit:g} s"
         what = _WHAT[phase]
         return HTTPTimeoutError(described(request, f"{what}{within} ({kind})"), phase=phase, **facts)
-    return HTTPRequestError(described(request, f"{kind}: {text}" if text else kind), **facts)
+    return HTTPRequestError(described(request, what or (f"{kind}: {text}" if text else kind)), **facts)
 
 
 def _phase(error: httpx.TimeoutException) -> TimeoutPhase:

@@ -10,6 +10,8 @@ from typing import Any
 
 import httpx
 
+from fastapi_http_client.models import copy_request
+
 _NO_BODY = frozenset({"GET", "HEAD", "OPTIONS", "DELETE"})
 _EMPTY = httpx.ByteStream(b"")
 
@@ -19,15 +21,52 @@ def is_plain(method: str, options: Mapping[str, Any]) -> bool:
     return method in _NO_BODY and options.keys() <= {"headers", "timeout"}
 
 
-def plain_request(
-    method: str, url: httpx.URL, defaults: httpx.Headers, own: Any, extensions: Mapping[str, Any]
-) -> httpx.Request:
-    """`build_request()` for a plain request: httpx would copy the headers four times and encode a body of nothing."""
-    headers = httpx.Headers(defaults)
-    if own:
-        headers.update(own)
-    if "host" not in headers:
-        headers = httpx.Headers([(b"Host", url.netloc), *headers.raw])
-    request = httpx.Request(method, url, headers=headers, stream=_EMPTY, extensions=extensions)
-    request.read()
-    return request
+class PlainRequests:
+    """Builds plain requests: httpx would copy the headers four times, and encode a body of nothing.
+
+    The client's default headers, with the `Host` of the last request before them, are kept from call to call for as
+    long as they stay the same.
+    """
+
+    __slots__ = ("_defaults", "_merged", "_netloc")
+
+    def __init__(self) -> None:
+        self._defaults: list[tuple[bytes, bytes]] | None = None
+        self._netloc = b""
+        self._merged = httpx.Headers()
+
+    def request(
+        self, method: str, url: httpx.URL, defaults: httpx.Headers, own: Any, extensions: Mapping[str, Any]
+    ) -> httpx.Request:
+        if own:
+            headers = httpx.Headers(defaults)
+            headers.update(own)
+            headers = _with_host(headers, url)
+        else:
+            headers = self._with_defaults(defaults, url)
+        request = httpx.Request(method, url, headers=headers, stream=_EMPTY, extensions=extensions)
+        request.read()
+        return request
+
+    def _with_defaults(self, defaults: httpx.Headers, url: httpx.URL) -> httpx.Headers:
+        raw, netloc = defaults.raw, url.netloc
+        if raw != self._defaults or netloc != self._netloc:
+            self._merged = _with_host(defaults, url)
+            self._defaults, self._netloc = raw, netloc
+        return self._merged  # a request copies the headers that it is given
+
+
+def _with_host(headers: httpx.Headers, url: httpx.URL) -> httpx.Headers:
+    return headers if "host" in headers else httpx.Headers([(b"Host", url.netloc), *headers.raw])
+
+
+def wire_copy(request: httpx.Request) -> httpx.Request:
+    """A copy of the request for one attempt, which does not find out the encoding of its headers all over again."""
+    copy = copy_request(request)
+    copy.headers.encoding = request.headers.encoding
+    return copy
+
+
+def header_names(headers: httpx.Headers) -> set[bytes]:
+    """The names in lower case: to look several up in them costs less than to ask the headers twice."""
+    return {name.lower() for name, _ in headers.raw}

@@ -14,8 +14,7 @@ T = TypeVar("T")
 class ClientStateError(HTTPRequestError, RuntimeError):
     """The client cannot be used now: it is closed, or belongs to another event loop.
 
-    Nothing was sent, unless it was closed while the call was going on. Also a `RuntimeError`, which is what httpx raises
-    here.
+    Nothing was sent, unless it was closed while the call was going on. Also a `RuntimeError`, as httpx raises here.
     """
 
     def __init__(self, message: str, *, may_have_run: bool = False, **facts: Any) -> None:

@@ -71,9 +71,14 @@ class HTTPResponse(httpx.Response):
 
     @property
     def charset_encoding(self) -> str | None:
-        """The charset that the upstream names, if it is one that text can be read by; httpx takes any codec, and fails."""
+        """The charset that the upstream names, if text can be read by it; httpx takes any codec, and fails."""
         name = super().charset_encoding
-        return name if name is not None and _is_charset(name) else None
+        if name is None or not _is_charset(name):
+            return None
+        marks = _MARKS.get(codecs.lookup(name).name)
+        if marks is not None and not self.__dict__.get("_content", b"").startswith(marks):
+            return f"{name}-le"  # without a mark at the beginning Python's own would fail; browsers take this one
+        return name
 
     @property
     def json_data(self) -> Any:
@@ -131,6 +136,10 @@ class HTTPResponse(httpx.Response):
         return ": ".join(who) or "response"
 
 
+_MARKS = {
+    "utf-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
+    "utf-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
+}
 _NO_CHARSETS = frozenset({"idna", "punycode", "undefined", "unicode_escape", "raw_unicode_escape"})
 
 

@@ -30,8 +30,9 @@ from fastapi_http_client.errors import (
     RateLimitError,
 )
 from fastapi_http_client.exchange import Body, described, total_timeout
+from fastapi_http_client.fast import wire_copy
 from fastapi_http_client.middleware import Middleware
-from fastapi_http_client.models import HTTPResponse, as_http_response, copy_request
+from fastapi_http_client.models import HTTPResponse, as_http_response
 from fastapi_http_client.oauth2 import Fetch, OAuth2ClientCredentials
 from fastapi_http_client.policies.circuit_breaker import Outcome, Ticket
 from fastapi_http_client.policies.retry import RetryPolicy
@@ -154,7 +155,7 @@ class OwnCopy:
         call = Call.of(request)
         call.home = origin(request.url) in call.origins
         try:
-            response = await call_next(copy_request(request))
+            response = await call_next(wire_copy(request))
         except HTTPClientError as error:
             error.request = request
             if isinstance(error.__cause__, httpx.RequestError):

@@ -101,7 +101,7 @@ def next_request(request: httpx.Request, response: HTTPResponse) -> httpx.Reques
 
 def origin(url: httpx.URL) -> tuple[str, str, int | None]:
     """Scheme, host and port; the port is None when it is the scheme's own."""
-    return url.scheme, url.host, url.port
+    return url.scheme, url.raw_host.decode("ascii"), url.port
 
 
 def _is_empty(request: httpx.Request) -> bool:
@@ -119,10 +119,10 @@ def _target(request: httpx.Request, response: HTTPResponse) -> httpx.URL:
         url = request.url.join(httpx.URL(response.headers["location"])).copy_with(username=None, password=None)
         if url.fragment == "" and request.url.fragment:
             url = url.copy_with(fragment=request.url.fragment)
-        port_is_possible = url.port is None or 0 < url.port < 65536
+        is_possible = bool(url.host) and (url.port is None or 0 < url.port < 65536)
     except Exception as error:  # httpx lets several kinds through: InvalidURL, IDNAError, UnicodeError, TypeError …
         raise _refused(request, "its Location is no valid address") from error
-    if url.scheme not in ("http", "https") or not url.host or not port_is_possible:
+    if url.scheme not in ("http", "https") or not is_possible:
         raise _refused(request, "its Location is no http address")
     if request.url.scheme == "https" and url.scheme == "http":
         raise _refused(request, "it leads from https to http")

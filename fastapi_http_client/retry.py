@@ -72,11 +72,15 @@ class RetryMiddleware(Middleware):
             if status is not None and status < 500 and status != 429 and exposure is Exposure.FINAL:
                 client.retry_budget.earn()
 
-            may_repeat = most > 1 and policy.allows(
-                request.method,
-                exposure,
-                has_key=IDEMPOTENCY_KEY in request.headers,
-                replayable=is_replayable(request),
+            may_repeat = (
+                most > 1
+                and exposure is not Exposure.FINAL
+                and policy.allows(
+                    request.method,
+                    exposure,
+                    has_key=IDEMPOTENCY_KEY in request.headers,
+                    replayable=is_replayable(request),
+                )
             )
             if not may_repeat or client.lifecycle.draining:
                 return _outcome(call, response, error)

@@ -7,8 +7,11 @@ import httpx
 from fastapi_http_client.chance import Chance
 from fastapi_http_client.clock import Clock
 from fastapi_http_client.errors import RateLimitError
+from fastapi_http_client.fast import header_names
 from fastapi_http_client.line import Line, line_of_this_loop
 from fastapi_http_client.policies.server_limit import asked_pause
+
+_HINTS = frozenset({b"retry-after", b"ratelimit", b"ratelimit-remaining", b"x-ratelimit-remaining"})
 
 
 class ServerLimit:
@@ -32,6 +35,8 @@ class ServerLimit:
 
     def note(self, response: httpx.Response) -> None:
         """Look whether a response asks for a pause."""
+        if header_names(response.headers).isdisjoint(_HINTS):
+            return
         pause = asked_pause(response.status_code, response.headers, self._clock.wall())
         if pause is not None and 0.0 < pause <= self._longest:
             until = self._clock.monotonic() + pause

@@ -63,6 +63,7 @@ def join(base: httpx.URL, path: httpx.URL | str, template: str | None = None) ->
         raise InvalidURLError("the path holds a control character")
     try:
         url = httpx.URL(path)
+        _ = url.host  # checked by httpx only when it is asked for
     except (httpx.InvalidURL, UnicodeError, TypeError) as error:
         raise InvalidURLError(f"the path is no valid URL: {type(error).__name__}") from error
     if not url.is_relative_url:

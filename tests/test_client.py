@@ -337,7 +337,7 @@ async def test_cookies_are_kept_only_when_asked_for(upstream: HostileUpstream) -
 
 async def test_a_cookie_that_no_header_can_hold_is_not_kept(upstream: HostileUpstream) -> None:
     async with AsyncHTTPClient(upstream.url(), config=ClientConfig(persist_cookies=True)) as client:
-        for bad in ("bad=%C3%A9", "%C3%A9=1", "bad=a%01b"):
+        for bad in ("bad=%C3%A9", "%C3%A9=1"):
             await client.get(f"/cookie/set?c={bad}&c=good=1")
             assert (await client.get("/cookie/whoami")).json_data["cookie"] == "good=1"
 

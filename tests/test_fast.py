@@ -5,7 +5,7 @@ import pytest
 from httpx import USE_CLIENT_DEFAULT
 
 from fastapi_http_client.client import AsyncHTTPClient
-from fastapi_http_client.fast import is_plain, plain_request
+from fastapi_http_client.fast import PlainRequests, header_names, is_plain, wire_copy
 
 CASES = [
     {},
@@ -50,7 +50,32 @@ def test_a_method_that_may_have_a_body_is_left_to_httpx(method: str) -> None:
 def test_requests_do_not_share_their_headers() -> None:
     defaults = httpx.Headers({"Accept": "*/*"})
     url = httpx.URL("https://api.example.com/")
-    first = plain_request("GET", url, defaults, None, {})
+    plain = PlainRequests()
+    first = plain.request("GET", url, defaults, None, {})
     first.headers["X-Own"] = "1"
     assert "x-own" not in defaults
-    assert "x-own" not in plain_request("GET", url, defaults, None, {}).headers
+    assert "x-own" not in plain.request("GET", url, defaults, None, {}).headers
+
+
+def test_a_change_of_the_default_headers_and_of_the_host_is_noticed() -> None:
+    defaults = httpx.Headers({"Accept": "*/*"})
+    plain = PlainRequests()
+    plain.request("GET", httpx.URL("https://api.example.com/"), defaults, None, {})
+    defaults["X-New"] = "1"
+    request = plain.request("GET", httpx.URL("https://other.example.com/"), defaults, None, {})
+    assert request.headers["x-new"] == "1"
+    assert request.headers["host"] == "other.example.com"
+
+
+@pytest.mark.parametrize("value", [b"plain", "ünicode".encode()])
+def test_a_wire_copy_has_the_same_headers_of_its_own(value: bytes) -> None:
+    request = httpx.Request("POST", "https://api.example.com/", headers={"X-Value": value}, content=b"body")
+    copy = wire_copy(request)
+    assert copy.headers == request.headers
+    copy.headers["Authorization"] = "Bearer token"
+    assert "authorization" not in request.headers
+    assert copy.stream is request.stream
+
+
+def test_header_names_are_lower_case() -> None:
+    assert header_names(httpx.Headers({"X-One": "1", "two": "2"})) == {b"x-one", b"two"}

@@ -7,12 +7,14 @@ import json
 import pickle
 from dataclasses import dataclass
 from email.utils import formatdate
-from typing import Annotated, Any, NotRequired, TypedDict
+from typing import Annotated, Any
 
 import httpx
 import pytest
 from pydantic import BaseModel, Field, ValidationError
+from typing_extensions import NotRequired, TypedDict
 
+from fastapi_http_client.auth import APIKeyAuth
 from fastapi_http_client.clock import SYSTEM_CLOCK
 from fastapi_http_client.errors import HTTPRequestError, HTTPResponseError, RateLimitError
 from fastapi_http_client.fake_clock import FakeClock
@@ -82,7 +84,7 @@ def test_json_data_is_parsed_once() -> None:
 
 @pytest.mark.parametrize("value", [None, 0, False, "", [], {}])
 def test_json_data_may_be_anything(value: Any) -> None:
-    response = HTTPResponse(200, json=value)
+    response = HTTPResponse(200, content=json.dumps(value))
     assert response.json_data == value
     assert response.json_data == value
 
@@ -137,7 +139,7 @@ class Row(TypedDict):
     ],
 )
 def test_a_body_is_validated_as_any_type(type_: Any, body: Any, value: Any) -> None:
-    response = HTTPResponse(200, json=body)
+    response = HTTPResponse(200, content=json.dumps(body))
     assert response.parse(type_) == value
     assert response.parse(type_) == value
 
@@ -260,8 +262,6 @@ def test_a_hostile_reason_phrase_cannot_forge_a_line() -> None:
 
 
 async def test_an_own_query_key_is_masked_though_the_caller_put_it_there() -> None:
-    from fastapi_http_client.auth import APIKeyAuth
-
     client = client_of(Script(404), options={"auth": APIKeyAuth("key", query_param_name="odd")})
     response = await client.get("/", params={"odd": "SECRET"})
     with pytest.raises(HTTPResponseError) as caught:

@@ -66,7 +66,7 @@ def test_a_value_is_always_one_segment_and_comes_back_whole(first: str, second: 
     except InvalidURLError:
         assert any(value in ("", ".", "..") for value in (first, second))
         return
-    segments = join(BASE, path).raw_path.decode().split("/")
+    segments = join(BASE, path, "/a/{x}/b/{y}").raw_path.decode().split("/")
     assert segments[:3] == ["", "v1", "a"]
     assert (unquote(segments[3]), segments[4], unquote(segments[5]), len(segments)) == (first, "b", second, 6)
 
@@ -116,7 +116,7 @@ async def test_a_bad_value_is_an_error_of_ours_before_anything_is_sent() -> None
         ("https://api.test/v1", "/", "https://api.test/v1/"),
         ("https://api.test/v1", "?a=1", "https://api.test/v1/?a=1"),
         ("https://api.test/v1", "/users?a=1&a=2", "https://api.test/v1/users?a=1&a=2"),
-        ("https://api.test/v1", "a/./b", "https://api.test/v1/a/./b"),
+        ("https://api.test/v1", "a/./b", "https://api.test/v1/a/b"),
         ("https://api.test/v1", "/a.b/c..d/...", "https://api.test/v1/a.b/c..d/..."),
         ("https://api.test/v1", "/a%2Fb", "https://api.test/v1/a%2Fb"),
         ("https://api.test/v1", "/ü", "https://api.test/v1/%C3%BC"),
@@ -129,6 +129,36 @@ async def test_a_path_is_appended_to_the_base_url(base: str, path: str, url: str
     script = Script()
     await client_of(script, base_url=base).get(path)
     assert str(script.requests[0].url) == url
+
+
+@pytest.mark.parametrize(
+    ("template", "value"),
+    [("/a/.{x}", "."), ("/a/{x}.", "."), ("/a/%2e{x}", "."), ("/../{x}", "a"), ("{x}/../..", "a/b/c")],
+)
+async def test_a_template_cannot_leave_the_base_url_either(template: str, value: str) -> None:
+    script = Script()
+    with pytest.raises(HTTPRequestError):
+        await client_of(script, base_url="https://api.test/v1").get(template, path_params={"x": value})
+    assert script.count == 0
+
+
+async def test_what_is_allowed_as_a_value_is_not_when_it_is_written_out() -> None:
+    script = Script()
+    client = client_of(script, base_url="https://api.test/v1")
+    for _ in range(2):
+        await client.get("/users/{x}", path_params={"x": "../../admin"})
+        with pytest.raises(HTTPRequestError):
+            await client.get("/users/..%2F..%2Fadmin")
+    assert {request.url.raw_path for request in script.requests} == {b"/v1/users/..%2F..%2Fadmin"}
+
+
+async def test_a_colon_is_not_taken_for_a_scheme_by_silence() -> None:
+    script = Script()
+    client = client_of(script, base_url="https://api.test/v1")
+    with pytest.raises(HTTPRequestError, match="scheme"):
+        await client.get("users:search")
+    await client.get("/users:search")
+    assert script.requests[0].url == "https://api.test/v1/users:search"
 
 
 ESCAPES = [

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import io
 import os
+import select
 import socket
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -198,8 +199,8 @@ class Exchange:
     def _gather(self) -> None:
         """Move the parts of a body that is wanted whole into one growing buffer, which becomes the body without a copy.
 
-        Keeping them and joining them at the end takes twice the memory, and for large bodies three times the processor
-        time: the heap then grows and shrinks with every call.
+        Keeping them and joining them at the end takes twice the memory, and for large bodies several times the CPU
+        time on glibc, whose heap then grows and shrinks with every call (1 MiB: 1.0 ms instead of 0.2 to 0.5).
         """
         if self._gathered is None:
             self._gathered = io.BytesIO()
@@ -256,6 +257,14 @@ class Exchange:
         )
 
 
+def _is_readable(sock: Any) -> bool:
+    if hasattr(select, "poll"):
+        poll = select.poll()
+        poll.register(sock.fileno(), select.POLLIN)
+        return bool(poll.poll(0))
+    return bool(select.select([sock.fileno()], [], [], 0)[0])
+
+
 class Connection(asyncio.BufferedProtocol):
     """A socket of the pool: idle, or busy with one exchange at a time.
 
@@ -294,6 +303,15 @@ class Connection(asyncio.BufferedProtocol):
         self._parser = pool.new_parser()
 
     # -- for the pool
+
+    def has_ended_unseen(self) -> bool:
+        """Whether something has arrived on the idle connection that the event loop has not read yet.
+
+        The loop tells of an end with `connection_lost`, but not before the tasks that it runs first: a call that
+        follows the last response at once would be sent into a connection that the peer has closed already.
+        """
+        transport = self.transport
+        return transport is None or transport.is_closing() or _is_readable(transport.get_extra_info("socket"))
 
     def start(
         self,

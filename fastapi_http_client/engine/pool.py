@@ -102,7 +102,11 @@ class ConnectionPool:
         while origin.idle:
             connection, _ = origin.idle.popitem()
             del self._idle[connection]
-            if connection.retire_at > now and connection.idle_since + self._keepalive_expiry > now:
+            if (
+                connection.retire_at > now
+                and connection.idle_since + self._keepalive_expiry > now
+                and not connection.has_ended_unseen()
+            ):
                 return connection
             connection.abort()
         return None
@@ -138,7 +142,9 @@ class ConnectionPool:
                         f"no connection became free within {pool_timeout:g} s (all {self._max_connections} are in use)"
                     )
                 if not got.closed:  # else it was lost on its way here
-                    return got
+                    if not got.has_ended_unseen():
+                        return got
+                    got.abort()
         finally:
             self._unpin(origin)
 

@@ -20,6 +20,7 @@ class Upstream:
     """A server and what it saw."""
 
     def __init__(self) -> None:
+        self.host = "127.0.0.1"
         self.port = 0
         self.scheme = "http"
         self.accepted = 0
@@ -28,7 +29,7 @@ class Upstream:
         self.writers: set[Writer] = set()
 
     def url(self, path: str = "/") -> str:
-        return f"{self.scheme}://127.0.0.1:{self.port}{path}"
+        return f"{self.scheme}://{self.host}:{self.port}{path}"
 
     async def at_most_open(self, count: int) -> None:
         """Returns when no more connections than that are open; fails after 5 seconds."""
@@ -41,9 +42,12 @@ class Upstream:
 
 
 @contextlib.asynccontextmanager
-async def serve(handler: Handler, *, ssl_context: ssl.SSLContext | None = None) -> AsyncIterator[Upstream]:
+async def serve(
+    handler: Handler, *, host: str = "127.0.0.1", ssl_context: ssl.SSLContext | None = None
+) -> AsyncIterator[Upstream]:
     """Run a handler for each connection; it is closed when the handler returns."""
     upstream = Upstream()
+    upstream.host = f"[{host}]" if ":" in host else host
 
     async def connected(reader: Reader, writer: Writer) -> None:
         upstream.accepted += 1
@@ -64,7 +68,7 @@ async def serve(handler: Handler, *, ssl_context: ssl.SSLContext | None = None) 
             upstream.open -= 1
             upstream.writers.discard(writer)
 
-    server = await asyncio.start_server(connected, "127.0.0.1", 0, ssl=ssl_context, backlog=1024)
+    server = await asyncio.start_server(connected, host, 0, ssl=ssl_context, backlog=1024)
     upstream.port = server.sockets[0].getsockname()[1]
     if ssl_context is not None:
         upstream.scheme = "https"

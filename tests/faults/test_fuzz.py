@@ -32,7 +32,7 @@ def examine(response: HTTPResponse) -> None:
     for read in (response.json, lambda: response.json_data, lambda: response.parse(dict)):
         with contextlib.suppress(ValueError):
             read()
-    _ = (repr(response), response.encoding, response.charset_encoding, response.links, dict(response.cookies))
+    _ = (repr(response), response.encoding, response.charset_encoding, response.links, list(response.cookies.jar))
     _ = (response.reason_phrase, response.http_version, response.next_request, response.history, response.elapsed)
     try:
         response.raise_for_status()
