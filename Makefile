@@ -15,7 +15,7 @@ INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .NOTPARALLEL:
-.PHONY: run test lint types layers pytest coverage format clean
+.PHONY: bench soak run test lint types layers pytest coverage format clean
 
 run: $(VENV)/.example-installed
 	@exec $(BIN)/python -m example_app --port $(PORT) --upstream-port $(UPSTREAM_PORT) --warehouse-port $(WAREHOUSE_PORT)
@@ -41,6 +41,13 @@ coverage: $(VENV)/.dev-installed
 	$(BIN)/coverage run -m pytest
 	$(BIN)/coverage report
 
+bench: $(VENV)/.bench-installed
+	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks
+
+soak: $(VENV)/.dev-installed
+	$(BIN)/python -m tests.soak
+
 format: $(VENV)/.dev-installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -59,6 +66,11 @@ $(VENV)/.dev-installed: $(VENV)/.created pyproject.toml
 	@echo "Installing the package and the development tools ..."
 	@$(INSTALL) --editable . --group dev
 	@touch $@ $(VENV)/.example-installed
+
+$(VENV)/.bench-installed: $(VENV)/.created pyproject.toml
+	@echo "Installing what the benchmarks compare with ..."
+	@$(INSTALL) --editable . --group bench
+	@touch $@
 
 $(VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ": set PYTHON=/path/to/python")'

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 from urllib.parse import quote_plus
 
 import httpx
@@ -168,7 +168,7 @@ def build_auth(auth: Any) -> httpx.Auth | None:
     if isinstance(auth, tuple) and len(auth) == 2:
         return BasicAuth(*(part.decode() if isinstance(part, bytes) else part for part in auth))
     if callable(auth):
-        return _FunctionAuth(auth)
+        return _FunctionAuth(cast("Callable[[httpx.Request], httpx.Request]", auth))
     raise ConfigurationError(
         f"auth: must be an httpx.Auth, a pair of user name and password or a callable, not {type(auth).__name__}"
     )

@@ -26,7 +26,7 @@ from fastapi_http_client.redaction import redact_headers, redact_url
 
 METHODS = frozenset({"GET", "HEAD", "OPTIONS", "POST", "PUT", "DELETE", "PATCH", "TRACE"})
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+_FIELD_VALUE = re.compile(r"[\t\x20-\x7e]*")  # RFC 9110, section 5.5; httpx sends nothing else
 _VISIBLE = re.compile(r"[\x21-\x7e]+")
 MAX_TOKEN = 16 * 1024
 
@@ -83,6 +83,10 @@ def _http_url(value: str) -> httpx.URL:
         raise ValueError("must start with http:// or https://")
     if not url.host:
         raise ValueError("has no host")
+    if "%" in url.host and ":" not in url.host:  # what httpx makes of a space, say; in IPv6 it begins a zone
+        raise ValueError("has a host with a character that no name has")
+    if url.port is not None and not 0 < url.port < 65536:
+        raise ValueError("has a port that is not between 1 and 65535")
     return url
 
 
@@ -356,25 +360,31 @@ class ClientConfig(_Model):
     @_model_validator(mode="after")
     def _check_against_each_other(self) -> ClientConfig:
         """Only what was set can contradict; a default that was not set gives way."""
-        self._at_most("connect_timeout", "timeout")
-        self._at_most("timeout", "total_timeout")
-        self._at_most("connect_timeout", "total_timeout")
-        self._at_most("max_keepalive_connections", "max_connections")
-        if self.client_key is not None and self.client_cert is None:
-            raise ValueError("client_key is set and client_cert is not")
-        if self.ca_file is not None and not self.verify_ssl:
-            raise ValueError("ca_file is set and verify_ssl is off")
-        if self.engine == "asyncio" and self.http2:
-            raise ValueError("engine 'asyncio' speaks HTTP/1.1 only, and http2 is on")
-        if self.engine == "asyncio" and self.proxy is not None:
-            raise ValueError("engine 'asyncio' knows no proxies, and proxy is set")
+        problems = tuple(Problem("", contradiction) for contradiction in self._contradictions())
+        if problems:
+            raise ConfigurationError(problems=problems)
         return self
 
-    def _at_most(self, lower: str, upper: str) -> None:
+    def _contradictions(self) -> Iterator[str]:
+        yield from self._at_most("connect_timeout", "timeout")
+        yield from self._at_most("timeout", "total_timeout")
+        yield from self._at_most("connect_timeout", "total_timeout")
+        yield from self._at_most("max_keepalive_connections", "max_connections")
+        if self.client_key is not None and self.client_cert is None:
+            yield "client_key is set and client_cert is not"
+        if self.ca_file is not None and not self.verify_ssl:
+            yield "ca_file is set and verify_ssl is off"
+        if self.engine == "asyncio" and self.http2:
+            yield "engine 'asyncio' speaks HTTP/1.1 only, and http2 is on"
+        if self.engine == "asyncio" and self.proxy is not None:
+            yield "engine 'asyncio' knows no proxies, and proxy is set"
+
+    def _at_most(self, lower: str, upper: str) -> Iterator[str]:
         low, high = getattr(self, lower), getattr(self, upper)
         if low is None or high is None or low <= high:
             return
         if lower in self.model_fields_set and upper in self.model_fields_set:
-            raise ValueError(f"{lower} ({low:g}) is above {upper} ({high:g})")
+            yield f"{lower} ({low:g}) is above {upper} ({high:g})"
+            return
         given, default = (lower, upper) if lower in self.model_fields_set else (upper, lower)
         object.__setattr__(self, default, getattr(self, given))  # frozen, and it must not count as set

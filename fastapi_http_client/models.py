@@ -184,11 +184,19 @@ def retry_after(response: httpx.Response) -> float | None:
     return parse_retry_after(value, SYSTEM_CLOCK.wall() if received_at is None else received_at)
 
 
+class _Copy(httpx.Request):
+    """A request whose repr holds no credential: it stands in every traceback that shows local variables."""
+
+    def __repr__(self) -> str:
+        secret = Call.of(self).secret_params if Call.is_on(self) else ()
+        return f"<Request({self.method!r}, {redact_url(self.url, secret)!r})>"
+
+
 def copy_request(
     request: httpx.Request, *, url: httpx.URL | None = None, headers: Mapping[str, str] | None = None
 ) -> httpx.Request:
     """A request with the same body, and headers and extensions of its own."""
-    return httpx.Request(
+    return _Copy(
         request.method,
         url or request.url,
         headers=request.headers if headers is None else headers,

@@ -66,6 +66,8 @@ def printable(text: str, limit: int = _MAX_TEXT) -> str:
 def redact_url(url: httpx.URL | str, extra_keys: Iterable[str] = ()) -> str:
     """The URL with its user info and the values of secret query keys masked."""
     url = httpx.URL(url)
+    if not str(url):
+        return ""  # whose path httpx gives as "/"
     keys = SENSITIVE_QUERY_KEYS | {key.lower() for key in extra_keys}
     query = "&".join(_redact_pair(pair, keys) for pair in url.query.decode("ascii").split("&")) if url.query else ""
     host = url.netloc.decode("ascii")

@@ -10,6 +10,7 @@ import httpx
 
 from fastapi_http_client import transport
 from fastapi_http_client.fake_clock import FakeClock
+from fastapi_http_client.models import HTTPResponse
 
 if TYPE_CHECKING:
     import pytest
@@ -19,7 +20,7 @@ _OF_THE_CODED_BODY = ("content-encoding", "content-length", "transfer-encoding")
 __all__ = ["FakeClock", "MockNetwork", "MockResponse"]
 
 
-class MockResponse(httpx.Response):
+class MockResponse(HTTPResponse):
     """A response for `mock_httpx.request.return_value`. The same one may answer many requests."""
 
     def __init__(self, status_code: int, content: bytes | str = b"", headers: Mapping[str, str] | None = None) -> None:

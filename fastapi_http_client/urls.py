@@ -55,8 +55,8 @@ def expand(template: str, params: Mapping[str, Any]) -> str:
 def join(base: httpx.URL, path: httpx.URL | str, template: str | None = None) -> httpx.URL:
     """The path below the base URL; an absolute URL as it is.
 
-    Raises `InvalidURLError` for a path that leaves the base, plainly or in percent-quotes, and for one that is none. Of a
-    path that `expand()` made, only the `template` can leave it: the values are quoted whole.
+    Raises `InvalidURLError` for a path that leaves the base, plainly or in percent-quotes, and for one that is none. Of
+    a path that `expand()` made, only the `template` can leave it: the values are quoted whole.
     """
     text = str(path)
     if _CONTROL.search(text):
@@ -81,8 +81,8 @@ def join(base: httpx.URL, path: httpx.URL | str, template: str | None = None) ->
 class Joiner:
     """`join()` for one base URL. It remembers what the last thousand paths came to: parsing is a fifth of a call.
 
-    Paths with a query are not kept: there are too many of them, and they may hold secrets. Nor are values with something
-    quoted: they are not looked at as closely as the same path is when it is written out.
+    Paths with a query are not kept: there are too many of them, and they may hold secrets. Nor are values with
+    something quoted: they are not looked at as closely as the same path is when it is written out.
     """
 
     __slots__ = ("_known", "base")

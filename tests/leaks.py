@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import pickle
 import traceback
 from collections.abc import Iterator
@@ -10,9 +11,9 @@ from collections.abc import Iterator
 import httpx
 
 
-def seen_in(error: BaseException) -> str:
-    """Text, repr, pickle and traceback with local variables, of the error and of all that hangs on it."""
-    return "\n".join(_texts(error, set()))
+def seen_in(error: BaseException, *, variables: bool = True) -> str:
+    """Text, repr, pickle and traceback (with local variables), of the error and of all that hangs on it."""
+    return "\n".join(_texts(error, set(), variables))
 
 
 def holds(text: str, secret: str) -> bool:
@@ -25,27 +26,25 @@ def holds(text: str, secret: str) -> bool:
     )
 
 
-def _texts(error: BaseException, seen: set[int]) -> Iterator[str]:
+def _texts(error: BaseException, seen: set[int], variables: bool) -> Iterator[str]:
     if id(error) in seen:
         return
     seen.add(id(error))
     yield f"{error} {error!r} {error.args}"
-    trace = traceback.TracebackException.from_exception(error, capture_locals=True)
+    trace = traceback.TracebackException.from_exception(error, capture_locals=variables)
     yield "".join(f"{frame.line} {frame.locals}" for frame in trace.stack if "/tests/" not in frame.filename)
     try:
         yield pickle.dumps(error, 0).decode("latin-1")
     except Exception as unpicklable:
         yield repr(unpicklable)
     for name in ("request", "response", "last_response"):
-        try:
+        with contextlib.suppress(RuntimeError):  # httpx's own errors without a request
             yield from _of_message(getattr(error, name, None))
-        except RuntimeError:  # httpx's own errors without a request
-            pass
     linked = [error.__cause__, error.__context__, getattr(error, "last_error", None)]
     linked += [attempt.error for attempt in getattr(error, "attempts", ())]
     for other in linked:
         if other is not None:
-            yield from _texts(other, seen)
+            yield from _texts(other, seen, variables)
 
 
 def _of_message(message: httpx.Request | httpx.Response | None) -> Iterator[str]:

@@ -7,7 +7,7 @@ import base64
 import copy
 import pickle
 from collections.abc import AsyncGenerator, Callable, Generator
-from typing import Any
+from typing import Any, cast
 from urllib.parse import parse_qsl
 
 import httpx
@@ -194,7 +194,7 @@ async def test_auth_of_a_call_replaces_the_clients_or_takes_it_away() -> None:
 
 async def test_auth_of_the_client_wins_over_its_config() -> None:
     script = Script()
-    config = {"auth": {"type": "bearer", "token": "configured"}}
+    config: dict[str, Any] = {"auth": {"type": "bearer", "token": "configured"}}
     await client_of(script, **config).get("/")
     await client_of(script, **config, options={"auth": BearerAuth("given")}).get("/")
     assert script.sent("authorization") == ["Bearer configured", "Bearer given"]
@@ -357,7 +357,7 @@ AUTHS: dict[str, Callable[[], httpx.Auth]] = {
     "api key, query": lambda: APIKeyAuth(CANARY, query_param_name="k"),
     "basic": lambda: BasicAuth("user", CANARY),
     "oauth2": lambda: OAuth2ClientCredentials("https://auth.test/token", "id", CANARY),
-    "from a pair": lambda: build_auth(("user", CANARY)) or pytest.fail(),
+    "from a pair": lambda: cast("httpx.Auth", build_auth(("user", CANARY))),
 }
 
 
@@ -412,8 +412,13 @@ async def test_no_request_that_a_caller_gets_to_see_holds_the_credential(
 )
 async def test_an_address_at_another_origin_is_refused_before_anything_is_sent(url: str) -> None:
     asked = []
+
+    def token() -> str:
+        asked.append(1)
+        return CANARY
+
     script = Script()
-    client = client_of(script, options={"auth": BearerAuth(lambda: asked.append(1) or CANARY)})
+    client = client_of(script, options={"auth": BearerAuth(token)})
     with pytest.raises(HTTPRequestError, match="another origin") as caught:
         await client.get(url)
     assert (script.count, asked) == (0, [])

@@ -7,12 +7,12 @@ import json
 import pickle
 from dataclasses import dataclass
 from email.utils import formatdate
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired
 
 import httpx
 import pytest
 from pydantic import BaseModel, Field, ValidationError
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from fastapi_http_client.auth import APIKeyAuth
 from fastapi_http_client.clock import SYSTEM_CLOCK
@@ -186,12 +186,11 @@ async def test_a_body_of_more_bytes_is_an_error_and_not_tried_again(status: int)
 async def test_the_limit_holds_for_streams() -> None:
     for reply in (httpx.Response(200, stream=Stream(b"0" * 600, b"0" * 600)), zipped(100_000)):
         client = client_of(Script(reply), max_response_bytes=1000)
-        received = 0
-        with pytest.raises(HTTPRequestError, match="max_response_bytes"):
-            async with client.stream("GET", "/") as response:
-                async for chunk in response.aiter_bytes(100):
-                    received += len(chunk)
-        assert received <= 1000
+        received = []
+        async with client.stream("GET", "/") as response:
+            with pytest.raises(HTTPRequestError, match="max_response_bytes"):
+                received.extend([chunk async for chunk in response.aiter_bytes(100)])
+        assert len(b"".join(received)) <= 1000
         assert client.lifecycle.in_flight == 0
 
 

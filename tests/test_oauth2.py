@@ -115,7 +115,7 @@ async def test_the_token_request_is_that_of_the_rfc() -> None:
     service = Service()
     await client_of(service, credentials(scope="read write")).get("/")
     (request,) = service.asked
-    assert (request.method, request.url) == ("POST", TOKEN_URL)
+    assert (request.method, str(request.url)) == ("POST", TOKEN_URL)
     assert request.headers["content-type"] == "application/x-www-form-urlencoded"
     assert request.headers["accept"] == "application/json"
     assert request.headers["authorization"] == "Basic " + base64.b64encode(f"id:{CANARY}".encode()).decode()
@@ -163,7 +163,7 @@ async def test_odd_ids_and_secrets_are_form_encoded_before_they_are_joined() -> 
 
 async def test_it_may_be_configured() -> None:
     service = Service()
-    section = {"type": "oauth2", "token_url": TOKEN_URL, "client_id": "id", "client_secret": CANARY, "scope": "s"}
+    section: Any = {"type": "oauth2", "token_url": TOKEN_URL, "client_id": "id", "client_secret": CANARY, "scope": "s"}
     client = AsyncHTTPClient(
         "https://api.test", config=ClientConfig(auth=section), transport=httpx.MockTransport(service)
     )

@@ -69,7 +69,7 @@ async def test_the_next_request_of_an_unfollowed_redirect_can_be_sent() -> None:
 
 @pytest.mark.parametrize("status", [200, 300, 304, 404])
 async def test_a_location_on_another_status_is_no_redirect(status: int) -> None:
-    script, client = following(to("/b", status))
+    _, client = following(to("/b", status))
     assert (await client.get("/a")).status_code == status
 
 
@@ -147,7 +147,7 @@ async def test_a_one_shot_body_is_not_sent_again_and_the_redirect_surfaces(statu
 
 
 async def test_a_one_shot_body_does_not_hinder_a_303() -> None:
-    script, client = following(to("/b", 303), 200)
+    _, client = following(to("/b", 303), 200)
     assert (await client.post("/a", content=one_shot())).status_code == 200
 
 

@@ -1,8 +1,8 @@
 """What an upstream says about its own limits: how long it wants to be left alone.
 
-Read from `Retry-After` (RFC 9110, section 10.2.3) of a 429 or 503, from `RateLimit` (IETF httpapi draft 10), and from the
-older triples `RateLimit-*` and `X-RateLimit-*`, whose reset is seconds or, with GitHub and others, a Unix time. What is
-malformed says nothing.
+Read from `Retry-After` (RFC 9110, section 10.2.3) of a 429 or 503, from `RateLimit` (IETF httpapi draft 10), and from
+the older triples `RateLimit-*` and `X-RateLimit-*`, whose reset is seconds or, with GitHub and others, a Unix time.
+What is malformed says nothing.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from email.utils import formatdate
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -22,7 +23,7 @@ chances = st.floats(0.0, 1.0, exclude_max=True)
 attempts = st.integers(0, 10**6)
 
 
-def policy(**options: object) -> RetryPolicy:
+def policy(**options: Any) -> RetryPolicy:
     return RetryPolicy.of(ClientConfig(**options))
 
 
@@ -74,7 +75,7 @@ SAFE = ("GET", "HEAD", "OPTIONS", "PUT", "DELETE")
 UNSAFE = ("POST", "PATCH")
 
 
-def allowed(method: str, exposure: Exposure, *, key: bool = False, replayable: bool = True, **options: object) -> bool:
+def allowed(method: str, exposure: Exposure, *, key: bool = False, replayable: bool = True, **options: Any) -> bool:
     return policy(**options).allows(method, exposure, has_key=key, replayable=replayable)
 
 
@@ -96,9 +97,7 @@ def test_post_and_patch_are_repeated_only_with_a_key_or_leave(method: str) -> No
     assert allowed(method, Exposure.MAY_HAVE_RUN, retry_non_idempotent=True)
 
 
-@given(
-    st.sampled_from([*SAFE, *UNSAFE, "TRACE", "PURGE"]), st.sampled_from(Exposure), st.booleans(), st.booleans()
-)
+@given(st.sampled_from([*SAFE, *UNSAFE, "TRACE", "PURGE"]), st.sampled_from(Exposure), st.booleans(), st.booleans())
 def test_nothing_outside_of_the_methods_is_ever_repeated(
     method: str, exposure: Exposure, key: bool, leave: bool
 ) -> None:
