@@ -141,7 +141,11 @@ class APIKeyAuth(CredentialAuth):
         request.url = request.url.copy_with(query=query + b"&" + pair if query else pair)
 
     def __repr__(self) -> str:
-        where = f"query_param_name={self.query_param_name!r}" if self.query_param_name else f"{self.header_name!r}"
+        where = (
+            f"query_param_name={self.query_param_name!r}"
+            if self.query_param_name
+            else f"header_name={self.header_name!r}"
+        )
         return f"APIKeyAuth(api_key='**********', {where})"
 
 

@@ -19,7 +19,7 @@ from fastapi_http_client.engine.errors import ResponseTooLargeError
 from fastapi_http_client.errors import HTTPClientError, HTTPRequestError, HTTPTimeoutError, TimeoutPhase
 from fastapi_http_client.fast import header_names
 from fastapi_http_client.models import HTTPResponse, as_http_response
-from fastapi_http_client.redaction import printable, redact_url
+from fastapi_http_client.redaction import printable, redact_url, without_frames
 from fastapi_http_client.transport import engine_of
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Exchange:
             what = f"the response is larger than max_response_bytes ({client.max_bytes})"
             raise request_error(error, request, what) from error
         except Exception as error:
-            raise request_error(error, request) from error
+            raise request_error(error, request) from _without_secrets(error)
 
         response.request = request
         response.default_encoding = client.default_encoding
@@ -152,7 +152,7 @@ class Body(httpx.AsyncByteStream):
             except Exception as error:
                 request = self._response.request  # the caller's, which holds no credential
                 self._error = total_timeout(request) if limit.expired() else request_error(error, request)
-                raise self._error from error
+                raise self._error from _without_secrets(error)
             yield chunk
 
     async def aclose(self) -> None:
@@ -169,6 +169,11 @@ class Body(httpx.AsyncByteStream):
             for listener in self._listeners:
                 listener(self._error)
             self._listeners.clear()
+
+
+def _without_secrets(error: Exception) -> BaseException:
+    """A network's error without its frames. Any other keeps them: it comes from a bug, or from a test's mock."""
+    return without_frames(error) if isinstance(error, httpx.RequestError) else error
 
 
 def request_error(error: Exception, request: httpx.Request, what: str | None = None) -> HTTPRequestError:

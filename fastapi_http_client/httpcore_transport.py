@@ -9,6 +9,8 @@ instrumentation working, since all of them patch that method.
 from __future__ import annotations
 
 import contextlib
+import logging
+import re
 import ssl
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -18,6 +20,24 @@ import httpx
 
 from fastapi_http_client.clock import SYSTEM_CLOCK
 from fastapi_http_client.config import ClientConfig
+from fastapi_http_client.redaction import MASK
+
+
+class _MaskedHeaders(logging.Filter):
+    """At DEBUG, httpcore2 logs the response's headers: a cookie is a session, and a Location may repeat our key."""
+
+    _SECRET = re.compile(r"(b'(?:set-cookie|location)', b)(?:'[^']*'|\"[^\"]*\")", re.IGNORECASE)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if isinstance(record.msg, str):
+            record.msg = self._SECRET.sub(rf"\1'{MASK}'", record.msg)
+        return True
+
+
+for _name in ("http11", "http2", "connection", "proxy"):
+    logging.getLogger(f"httpcore2.{_name}").addFilter(_MaskedHeaders())
+for _name in ("hpack", "table"):  # HTTP/2's compression, whose DEBUG lines are the headers themselves, ours too
+    logging.getLogger(f"hpack.{_name}").addFilter(lambda _: False)
 
 
 class HTTPCoreTransport(httpx.AsyncHTTPTransport):

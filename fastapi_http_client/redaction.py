@@ -69,12 +69,16 @@ def redact_url(url: httpx.URL | str, extra_keys: Iterable[str] = ()) -> str:
     if not str(url):
         return ""  # whose path httpx gives as "/"
     keys = SENSITIVE_QUERY_KEYS | {key.lower() for key in extra_keys}
-    query = "&".join(_redact_pair(pair, keys) for pair in url.query.decode("ascii").split("&")) if url.query else ""
+    query = _redact_query(url, keys)
     host = url.netloc.decode("ascii")
     userinfo = f"{MASK}@" if url.userinfo else ""
     path = url.raw_path.split(b"?", 1)[0].decode("ascii")
     scheme = f"{url.scheme}://" if url.scheme else ""
     return printable(f"{scheme}{userinfo}{host}{path}{'?' if url.query else ''}{query}", 2000)
+
+
+def _redact_query(url: httpx.URL, keys: Iterable[str]) -> str:
+    return "&".join(_redact_pair(pair, keys) for pair in url.query.decode("ascii").split("&")) if url.query else ""
 
 
 def _redact_pair(pair: str, keys: Iterable[str]) -> str:
@@ -88,17 +92,29 @@ def redact_headers(headers: Mapping[str, str], extra: Iterable[str] = ()) -> dic
     return {name: MASK if name.lower() in hidden else printable(value) for name, value in headers.items()}
 
 
+def without_frames(error: BaseException) -> BaseException:
+    """The same error without tracebacks, its causes' neither.
+
+    In the frames of a transport lies the head of the request, credentials included, and error trackers show variables.
+    """
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
+    return error
+
+
 def redact_request(request: httpx.Request) -> httpx.Request:
-    """The request itself when it holds no secret header, else a copy without their values."""
+    """The request itself when it holds no secret in a header or in its query, else a copy without their values."""
     secret = [name for name in request.headers if name in SENSITIVE_HEADERS]
-    if not secret:
+    query = _redact_query(request.url, SENSITIVE_QUERY_KEYS)
+    if not secret and query == request.url.query.decode("ascii"):
         return request
     headers = request.headers.copy()
     for name in secret:
         headers[name] = MASK
-    copy = httpx.Request(
-        request.method, request.url, headers=headers, stream=request.stream, extensions=request.extensions
-    )
+    url = request.url.copy_with(query=query.encode("ascii")) if query else request.url
+    copy = httpx.Request(request.method, url, headers=headers, stream=request.stream, extensions=request.extensions)
     if isinstance(request.stream, httpx.ByteStream):
         copy.read()
     return copy

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import unquote_plus
+
 import httpx
 
 from fastapi_http_client.call import Call, Handler
@@ -76,7 +78,7 @@ def next_request(request: httpx.Request, response: HTTPResponse) -> httpx.Reques
     one that would send an iterator again. One from https to http, or to an address that is none, raises
     `HTTPRequestError`.
     """
-    url = _target(request, response)
+    url = _without(_target(request, response), Call.of(request).secret_params)
     same_origin = origin(url) == origin(request.url)
     method = _method(request.method, response.status_code)
     if method == request.method:
@@ -102,6 +104,15 @@ def next_request(request: httpx.Request, response: HTTPResponse) -> httpx.Reques
 def origin(url: httpx.URL) -> tuple[str, str, int | None]:
     """Scheme, host and port; the port is None when it is the scheme's own."""
     return url.scheme, url.raw_host.decode("ascii"), url.port
+
+
+def _without(url: httpx.URL, keys: frozenset[str]) -> httpx.URL:
+    """The target without the client's key in its query, should the upstream repeat it: the auth adds it anew."""
+    if not keys or not url.query:
+        return url
+    pairs = url.query.decode("ascii").split("&")
+    kept = [pair for pair in pairs if unquote_plus(pair.partition("=")[0]) not in keys]
+    return url if len(kept) == len(pairs) else url.copy_with(query="&".join(kept).encode("ascii") or None)
 
 
 def _is_empty(request: httpx.Request) -> bool:

@@ -275,6 +275,30 @@ async def test_they_work_in_plain_httpx_clients(auth: httpx.Auth) -> None:
     )
 
 
+async def test_an_async_token_function_works_in_a_plain_async_client() -> None:
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, text=request.headers["authorization"]))
+    async with httpx.AsyncClient(transport=transport, auth=BearerAuth(async_token)) as client:
+        assert (await client.get("https://api.test/")).text == f"Bearer {CANARY}"
+
+
+def test_an_auth_says_what_it_is_and_where_it_puts_its_credential() -> None:
+    for auth, shown, headers, params in (
+        (BearerAuth("t"), "BearerAuth(token='**********')", {"authorization"}, set()),
+        (BearerAuth(async_token), "BearerAuth(token=<callable>)", {"authorization"}, set()),
+        (APIKeyAuth("k"), "APIKeyAuth(api_key='**********', header_name='X-API-Key')", {"x-api-key"}, set()),
+        (APIKeyAuth("k", "X-Odd"), "APIKeyAuth(api_key='**********', header_name='X-Odd')", {"x-odd"}, set()),
+        (
+            APIKeyAuth("k", query_param_name="q"),
+            "APIKeyAuth(api_key='**********', query_param_name='q')",
+            set(),
+            {"q"},
+        ),
+        (BasicAuth("u", "p"), "BasicAuth(username='u', password='**********')", {"authorization"}, set()),
+    ):
+        assert repr(auth) == shown
+        assert (set(auth.credential_headers), set(auth.credential_params)) == (headers, params)
+
+
 def test_what_needs_an_async_client_says_so_in_a_sync_one() -> None:
     class Later:
         def __await__(self) -> Generator[None, None, str]:

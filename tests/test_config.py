@@ -280,6 +280,39 @@ def test_an_unknown_option_is_an_error(option: str) -> None:
     assert option in str(bad(**{option: 1}))
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"timout": 1}, "timout: unknown option"),
+        ({"auth": {"token": "t"}}, "auth: needs a type: one of bearer, api_key, basic, oauth2"),
+        ({"auth": {"type": "digest"}}, "auth: unknown type; known are bearer, api_key, basic, oauth2"),
+        ({"retry_statuses": "[429"}, "retry_statuses: is neither a JSON list nor values separated by commas"),
+        ({"retry_methods": "PURGE"}, "retry_methods.0: unknown method; known are DELETE, GET, HEAD"),
+        ({"headers": "{"}, "headers: is not a JSON object"),
+        ({"headers": {"A": "\n"}}, "headers.A: holds a character that no header value may hold"),
+        ({"headers": {"a b": "x"}}, "headers.a b: is no header name"),
+        ({"base_url": "https://a.test#x"}, "base_url: must not have a fragment"),
+        ({"base_url": "https://a.test:65536"}, "base_url: has a port that is not between 1 and 65535"),
+        ({"base_url": "https://a.test:0"}, "base_url: has a port that is not between 1 and 65535"),
+        ({"proxy": "http://[::1"}, "proxy: is no valid URL"),
+        ({"timeout": 2, "total_timeout": 1}, "timeout (2) is above total_timeout (1)"),
+    ],
+)
+def test_a_message_says_what_to_do(options: dict[str, Any], message: str) -> None:
+    assert str(bad(**options)).startswith(f"ClientConfig: {message}")
+
+
+def test_pydantics_own_error_shows_no_value() -> None:
+    with pytest.raises(ValidationError) as caught:
+        ClientConfig.model_validate({"timeout": CANARY, "auth": {"type": "bearer", "token": f"{CANARY}\n"}})
+    assert CANARY not in str(caught.value)
+
+
+def test_the_default_of_cache_duration_is_an_hour() -> None:
+    config = OAuth2Config(token_url="https://a.test", client_id="i", client_secret=SecretStr("s"))
+    assert config.cache_duration == 3600.0
+
+
 def test_all_problems_are_told_at_once() -> None:
     error = bad(timeout=-1, retry_attempts=0, retry_statuses="x,429,y", auth={"type": "bearer"}, nonsense=1)
     assert {problem.argument for problem in error.problems} == {
@@ -350,7 +383,22 @@ def test_what_was_set_must_not_contradict(options: dict[str, Any]) -> None:
         {"client_cert": "cert.pem", "client_key": "key.pem"},
         {"engine": "httpcore", "http2": True, "proxy": "socks5://proxy"},
         {"retry_attempts": 1},
+        {"retry_attempts": 100},
         {"retry_backoff_factor": 0, "retry_max_delay": 0, "retry_jitter": 1, "retry_budget": 0},
+        {"retry_statuses": {100, 599}},
+        {"max_redirects": 0, "rate_limit_max_wait": 0, "keepalive_expiry": 0},
+        {"circuit_breaker_failure_rate": 1},
+        {"rate_limit_rate": 1e-9},
+        {"base_url": "http://a.test:1"},
+        {"base_url": "https://a.test:65535/v1"},
+        {"ca_file": "ca.pem"},
+        {"verify_ssl": False},
+        {"auth": BearerConfig(token=SecretStr("x" * 16384))},
+        {
+            "auth": OAuth2Config(
+                token_url="https://a.test", client_id="i", client_secret=SecretStr("s"), cache_duration=1
+            )
+        },
     ],
 )
 def test_equal_and_boundary_values_are_taken(options: dict[str, Any]) -> None:

@@ -190,6 +190,7 @@ async def test_the_limit_holds_for_streams() -> None:
         async with client.stream("GET", "/") as response:
             with pytest.raises(HTTPRequestError, match="max_response_bytes"):
                 received.extend([chunk async for chunk in response.aiter_bytes(100)])
+            assert response.is_closed
         assert len(b"".join(received)) <= 1000
         assert client.lifecycle.in_flight == 0
 
@@ -224,9 +225,15 @@ async def test_4xx_and_5xx_raise_our_error(status: int) -> None:
     assert error.attempts is response.attempts
     assert error.client == "github"
     assert error.message == str(error)
-    for part in ("github", "GET", "https://api.test/users?token=", "attempt 1", str(status)):
+    for part in ("github", "GET", "https://api.test/users?token=", "attempt 1", "after 0.00 s", str(status)):
         assert part in error.message
     assert "SECRET" not in error.message
+
+
+async def test_the_error_says_how_long_the_whole_call_took() -> None:
+    response = await client_of(Script(503, 503, 404)).get("/")
+    with pytest.raises(HTTPResponseError, match=r"attempt 3, after 3\.00 s: 404 Not Found"):
+        response.raise_for_status()
 
 
 async def test_a_429_is_a_rate_limit_error() -> None:
@@ -282,3 +289,11 @@ def test_a_copy_of_a_request_shares_the_body_and_nothing_else() -> None:
     assert "new" not in request.extensions
     assert request.url == "https://api.test/"
     assert json.loads(copy.read()) == {"a": 1}
+    other = copy_request(request, url=httpx.URL("https://api.test/x"), headers={"Host": "h"})
+    assert (str(other.url), dict(other.headers)) == ("https://api.test/x", {"host": "h"})
+
+
+def test_the_repr_of_a_copy_holds_no_credential() -> None:
+    copy = copy_request(httpx.Request("GET", "https://u:SECRET@api.test/?token=SECRET&a=1"))
+    assert repr(copy) == "<Request('GET', 'https://[redacted]@api.test/?token=[redacted]&a=1')>"
+    assert isinstance(copy, httpx.Request)

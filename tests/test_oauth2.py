@@ -400,6 +400,17 @@ async def test_expires_in_may_be_anything(expires_in: Any, lifetime: float) -> N
     assert await lifetime_of(Service(expires_in=expires_in), cache_duration=7200) == lifetime
 
 
+def test_the_users_document_is_taken() -> None:
+    auth = OAuth2ClientCredentials(
+        token_url="https://auth.example.com/token",
+        client_id="client-id",
+        client_secret="client-secret",
+        scope="read write",
+        cache_duration=3600,
+    )
+    assert credentials().cache_duration == auth.cache_duration == 3600
+
+
 async def test_nonsense_in_expires_in_is_one_warning(caplog: pytest.LogCaptureFixture) -> None:
     client = client_of(Service(expires_in="abc"))
     await client.get("/")
@@ -440,11 +451,13 @@ async def test_a_token_is_renewed_ahead_of_its_end_in_the_background(expires_in:
     await client.get("/")
     clock.advance(expires_in - ahead - 0.5)
     await client.get("/")
+    await settle()
     assert len(service.asked) == 1
 
     service.gate.clear()
     clock.advance(0.5)
     await asyncio.gather(*(client.get("/") for _ in range(20)))
+    await settle()
     assert len(service.asked) == 2
     assert set(service.tokens) == {"token-1"}
 
@@ -718,6 +731,16 @@ async def test_it_works_in_a_plain_httpx_client() -> None:
         with pytest.raises(AuthenticationError, match="invalid_client") as caught:
             await client.get("https://api.test/")
         assert not holds(str(caught.value), CANARY)
+
+
+async def test_an_expired_token_is_not_used_there_either() -> None:
+    service, auth, clock = Service(expires_in=100), credentials(), FakeClock(autojump=False)
+    auth.bind(clock)
+    async with httpx.AsyncClient(transport=httpx.MockTransport(service), auth=auth) as client:
+        for wait in (0.0, 99.9, 0.1):
+            clock.advance(wait)
+            await client.get("https://api.test/")
+    assert service.tokens == ["token-1", "token-1", "token-2"]
 
 
 @pytest.mark.parametrize("credentials_in", ["header", "body"])

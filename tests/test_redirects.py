@@ -15,6 +15,7 @@ from fastapi_http_client.config import ClientConfig
 from fastapi_http_client.context import request_context
 from fastapi_http_client.errors import HTTPRequestError, RetryExhaustedError
 from fastapi_http_client.fake_clock import FakeClock
+from fastapi_http_client.retry import RetryMiddleware
 from tests.hostile.upstream import HostileUpstream
 from tests.scripted import Script, Stream, client_of
 
@@ -64,6 +65,7 @@ async def test_the_next_request_of_an_unfollowed_redirect_can_be_sent() -> None:
     client = client_of(script)
     response = await client.get("/a")
     assert response.next_request is not None
+    assert set(response.next_request.extensions) == {"timeout"}
     assert (await client.send(response.next_request)).status_code == 200
 
 
@@ -103,9 +105,10 @@ async def test_exactly_max_redirects_is_none() -> None:
 @pytest.mark.parametrize("method", METHODS)
 async def test_307_and_308_keep_method_and_body(status: int, method: str) -> None:
     script, client = following(to("/b", status), 200)
-    await client.request(method, "/a", content=b"body", headers={"Content-Type": "text/plain"})
+    response = await client.request(method, "/a", content=b"body", headers={"Content-Type": "text/plain"})
     assert [request.method for request in script.requests] == [method, method]
     assert script.bodies == [b"body", b"body"]
+    assert response.request.content == b"body"
     assert script.sent("content-type") == ["text/plain", "text/plain"]
 
 
@@ -187,7 +190,7 @@ async def test_a_fragment_is_kept_unless_the_location_has_one() -> None:
     [
         *("ftp://api.test/", "file:///etc/passwd", "javascript:alert(1)", "data:text/plain,x", "mailto:a@b"),
         *("http://", "https://api.test:99999/", "https://api.test:0/", "https://[::1/", "http://a b/"),
-        *("https://xn--\u0661.test/", "https://api.test:port/", "https://" + "a" * 70_000),
+        *("https://api.test:65536/", "https://xn--\u0661.test/", "https://api.test:port/", "https://" + "a" * 70_000),
     ],
 )
 async def test_a_location_that_is_no_http_address_is_a_typed_error(location: str) -> None:
@@ -423,6 +426,23 @@ async def test_kept_cookies_stay_with_their_origin(upstream: HostileUpstream) ->
         assert (await client.get("/cookie/whoami")).json_data == {"cookie": f"session={CANARY}"}
         await client.get("/redirect-cross")
     assert not told(upstream, "other")
+
+
+async def test_a_cookie_that_is_kept_goes_along_with_the_next_hop() -> None:
+    login = httpx.Response(302, headers={"Location": "/home", "Set-Cookie": "session=new"})
+    script, client = following(login, 200, persist_cookies=True)
+    client.cookies.set("session", "old", domain="api.test")
+    await client.get("/login")
+    assert script.sent("cookie") == ["session=old", "session=new"]
+
+
+@pytest.mark.parametrize("location", ["/again", "ftp://api.test/"])
+async def test_a_redirect_that_fails_is_not_tried_again_by_a_retry_around_it(location: str) -> None:
+    script, client = following(to(location), max_redirects=2, options={"middlewares": [RetryMiddleware()]})
+    with pytest.raises(HTTPRequestError) as caught:
+        await client.get("/a")
+    assert not isinstance(caught.value, RetryExhaustedError)
+    assert script.count == (3 if location == "/again" else 1)
 
 
 async def test_a_loop_and_endless_growth_end(upstream: HostileUpstream) -> None:

@@ -117,6 +117,7 @@ async def test_a_bad_value_is_an_error_of_ours_before_anything_is_sent() -> None
         ("https://api.test/v1", "?a=1", "https://api.test/v1/?a=1"),
         ("https://api.test/v1", "/users?a=1&a=2", "https://api.test/v1/users?a=1&a=2"),
         ("https://api.test/v1", "a/./b", "https://api.test/v1/a/b"),
+        ("https://api.test/v1", "a/b/../../c", "https://api.test/v1/c"),
         ("https://api.test/v1", "/a.b/c..d/...", "https://api.test/v1/a.b/c..d/..."),
         ("https://api.test/v1", "/a%2Fb", "https://api.test/v1/a%2Fb"),
         ("https://api.test/v1", "/ü", "https://api.test/v1/%C3%BC"),
@@ -163,6 +164,7 @@ async def test_a_colon_is_not_taken_for_a_scheme_by_silence() -> None:
 
 ESCAPES = [
     *("../admin", "/../admin", "users/../../admin", "..", "/..", "%2e%2e/admin", "%2E%2E/admin", ".%2e/admin"),
+    *("./../admin", "/./../admin", "a//../../b", "a/.././../b", "a/b/../../../c", "%2e/../admin"),
     *("..%2fadmin", "..%5cadmin", "a/%2e%2e/%2e%2e/b", "%252e%252e/admin", "..%252fadmin", "a/b/../../../c"),
     *("//other.test/x", "///other.test", "\\\\other.test", "/\\other.test", "a\\b", "..\\admin", "a?b/../..\\"),
     *("/a\x00b", "/a\r\nHost: x", "/a\tb", "/a\x7f", "\n/a"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 from email.utils import formatdate
 from typing import Any
 
@@ -203,6 +204,17 @@ def test_a_budget_of_nothing_grants_nothing() -> None:
 )
 def test_retry_after_is_seconds_or_a_date(value: str, seconds: float) -> None:
     assert parse_retry_after(value, NOW) == pytest.approx(seconds)
+
+
+def test_a_date_without_a_zone_is_utc_wherever_we_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        assert parse_retry_after(formatdate(NOW + 2).replace(" -0000", ""), NOW) == pytest.approx(2.0)
+        assert parse_retry_after("Tue Nov 14 22:13:30 2023", NOW) == pytest.approx(10.0)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 @pytest.mark.parametrize(
