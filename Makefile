@@ -1,4 +1,5 @@
 # make run    the example app on http://127.0.0.1:8000 with its upstream beside it
+# make fleet  four workers that share a limit and a circuit through Valkey, on one screen, for half a minute
 # make test   every check, the tests last
 #
 # Both set up what they need in .venv; PYTHON names the interpreter to make it with (3.11 or newer).
@@ -15,10 +16,13 @@ INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .NOTPARALLEL:
-.PHONY: bench soak run test lint types layers pytest coverage format clean
+.PHONY: bench soak run fleet test lint types layers pytest coverage format clean
 
 run: $(VENV)/.example-installed
 	@exec $(BIN)/python -m example_app --port $(PORT) --upstream-port $(UPSTREAM_PORT) --warehouse-port $(WAREHOUSE_PORT)
+
+fleet: $(VENV)/.dev-installed
+	@exec $(BIN)/python -m example_app.fleet
 
 test: lint types layers pytest
 

@@ -70,6 +70,8 @@ class OAuth2ClientCredentials(CredentialAuth):
         self.client_id = config.client_id
         self.scope = config.scope
         self.cache_duration = config.cache_duration
+        self.client_secret = config.client_secret
+        self._through: Callable[[Fetch], Fetch] | None = None
         self._client = _ClientAuth(config.client_id, config.client_secret, in_body=credentials_in == "body")
         self._clock: Clock | None = None
         self._token: SecretStr | None = None
@@ -85,6 +87,10 @@ class OAuth2ClientCredentials(CredentialAuth):
     def bind(self, clock: Clock) -> None:
         """Take the time from `clock` instead of the machine."""
         self._clock = clock
+
+    def share(self, through: Callable[[Fetch], Fetch]) -> None:
+        """Let every fetch go through something that may have the token already."""
+        self._through = through
 
     def _now(self) -> float:
         return (self._clock or SYSTEM_CLOCK).monotonic()
@@ -136,6 +142,8 @@ class OAuth2ClientCredentials(CredentialAuth):
         self._fetching.add_done_callback(_note_failure)
 
     async def _fetch(self, fetch: Fetch) -> None:
+        if self._through is not None:
+            fetch = self._through(fetch)
         response = await fetch(self.token_request(), self._client)
         self.store(response)
 

@@ -31,6 +31,7 @@ from fastapi_http_client.errors import (
 )
 from fastapi_http_client.exchange import Body, described, total_timeout
 from fastapi_http_client.fast import wire_copy
+from fastapi_http_client.fleet.circuit_breaker import FleetCircuitBreaker
 from fastapi_http_client.middleware import Middleware
 from fastapi_http_client.models import HTTPResponse, as_http_response
 from fastapi_http_client.oauth2 import Fetch, OAuth2ClientCredentials
@@ -38,6 +39,7 @@ from fastapi_http_client.policies.circuit_breaker import Outcome, Ticket
 from fastapi_http_client.policies.retry import RetryPolicy
 from fastapi_http_client.propagation import Propagation
 from fastapi_http_client.rate_limiter import TokenBucketRateLimiter
+from fastapi_http_client.redaction import without_frames
 from fastapi_http_client.redirects import Redirects, origin
 from fastapi_http_client.retry import RetryMiddleware, is_replayable
 from fastapi_http_client.server_limit import ServerLimit
@@ -69,7 +71,7 @@ def build(client: AsyncHTTPClient) -> tuple[Handler, tuple[str, ...]]:
         None if retries_itself else UserMiddleware(RetryMiddleware(), client),
         # once per attempt
         OwnCopy(),
-        CircuitBreaking(breaker) if breaker is not None else None,
+        circuit_breaking(breaker) if breaker is not None else None,
         RateLimiting(client.server_limit, limiter, breaker, config.rate_limit_max_wait),
         Authentication(client),
         ClientSpan(client.name),
@@ -182,6 +184,10 @@ class CircuitBreaking:
             request.extensions[_TICKET] = breaker.admit(lease=lease(request, breaker))
         except CircuitBreakerOpenError as error:
             raise _with_facts(error, request, str(error)) from None
+        return await self._go_on(request, call_next)
+
+    async def _go_on(self, request: httpx.Request, call_next: Handler) -> HTTPResponse:
+        breaker = self._breaker
         outcome = Outcome.IGNORED
         try:
             response = await call_next(request)
@@ -203,6 +209,25 @@ class CircuitBreaking:
 
     def _record_body(self, ticket: Ticket, error: Exception | None) -> None:
         self._breaker.record(ticket, outcome_of_body(error))
+
+
+class FleetCircuitBreaking(CircuitBreaking):
+    """The same for a circuit that all processes share: it may have to be asked for."""
+
+    def __init__(self, breaker: FleetCircuitBreaker) -> None:
+        super().__init__(breaker)
+        self._shared = breaker
+
+    async def __call__(self, request: httpx.Request, call_next: Handler) -> HTTPResponse:
+        try:
+            request.extensions[_TICKET] = await self._shared.ask(lease=lease(request, self._shared))
+        except CircuitBreakerOpenError as error:
+            raise _with_facts(error, request, str(error)) from None
+        return await self._go_on(request, call_next)
+
+
+def circuit_breaking(breaker: CircuitBreaker) -> CircuitBreaking:
+    return FleetCircuitBreaking(breaker) if isinstance(breaker, FleetCircuitBreaker) else CircuitBreaking(breaker)
 
 
 def lease(request: httpx.Request, breaker: CircuitBreaker) -> float:
@@ -258,7 +283,7 @@ class RateLimiting:
             raise _with_facts(error, request, str(error)) from None
         if waited > 0:
             report_limiter_wait(call.client_name, waited)
-            self._ask_circuit_again(request)
+            await self._ask_circuit_again(request)
         response = await call_next(request)
         self._server_limit.note(response)
         return response
@@ -276,12 +301,16 @@ class RateLimiting:
         left = call.remaining()
         return self._max_wait if left is None else left if self._max_wait is None else min(left, self._max_wait)
 
-    def _ask_circuit_again(self, request: httpx.Request) -> None:
+    async def _ask_circuit_again(self, request: httpx.Request) -> None:
+        breaker = self._breaker
         ticket = request.extensions.pop(_TICKET, None)
-        if ticket is None or self._breaker is None:
+        if ticket is None or breaker is None:
             return
         try:
-            request.extensions[_TICKET] = self._breaker.readmit(ticket, lease=lease(request, self._breaker))
+            if isinstance(breaker, FleetCircuitBreaker):
+                request.extensions[_TICKET] = await breaker.ask_again(ticket, lease=lease(request, breaker))
+            else:
+                request.extensions[_TICKET] = breaker.readmit(ticket, lease=lease(request, breaker))
         except CircuitBreakerOpenError as error:
             raise _with_facts(error, request, f"while it waited for the rate limiter: {error}") from None
 
@@ -381,7 +410,7 @@ class AttemptTimeout:
                 request=request,
                 client=call.client_name,
                 attempts=call.attempts,
-            ) from error
+            ) from without_frames(error)
 
 
 _HAIR = 0.01

@@ -19,7 +19,9 @@ from fastapi_http_client.config import ClientConfig
 from fastapi_http_client.edge import install
 from fastapi_http_client.errors import ConfigurationError, Problem
 from fastapi_http_client.explain import explain
+from fastapi_http_client.fleet.fleet import PREFIX, Fleet
 from fastapi_http_client.lifecycle import shielded
+from fastapi_http_client.oauth2 import OAuth2ClientCredentials
 from fastapi_http_client.routes import STATE_KEY as STATE_KEY
 from fastapi_http_client.routes import client_references
 from fastapi_http_client.settings import (
@@ -34,7 +36,15 @@ from fastapi_http_client.settings import (
     located,
     warn_about,
 )
-from fastapi_http_client.variables import STORE, checked_prefix, client_name, normalise
+from fastapi_http_client.variables import (
+    STORE,
+    STORE_KEY,
+    STORE_PREFIX,
+    STORE_PROCESSES,
+    checked_prefix,
+    client_name,
+    normalise,
+)
 
 if TYPE_CHECKING:
     from typing import Self, Unpack
@@ -80,6 +90,10 @@ class HTTPClients:
     `shutdown_grace` is how long, in seconds, the end waits for calls in flight. A registry serves one app at a time,
     and can be started again after it was closed.
 
+    With a `store` (the URL of a Redis or Valkey server, a `Store`, or a `Fleet`; `HTTP_CLIENTS_STORE` goes over a URL)
+    all processes on it share the limits and circuits that are configured, by the clients' names, and with
+    `HTTP_CLIENTS_STORE_KEY` the OAuth2 tokens. A limiter or breaker object that code gives stays its process's own.
+
     Raises `ConfigurationError` for arguments that can never be right.
     """
 
@@ -99,6 +113,7 @@ class HTTPClients:
         self._env_file = env_file
         self._secrets_dir = secrets_dir
         self._store = store
+        self._fleet: Fleet | None = None
         self._grace = shutdown_grace
         self._declared: dict[str, _Declared] = {}
         self._phase: Literal["new", "starting", "running", "closing", "closed"] = "new"
@@ -216,7 +231,11 @@ class HTTPClients:
             if client.auth is not None:
                 given[name]["auth"] = _kinds(client.auth)
         pipelines = {name: client.pipeline for name, client in self._clients.items()}
-        return explain(settings, given=given, pipelines=pipelines if self._phase == "running" else None)
+        text = explain(settings, given=given, pipelines=pipelines if self._phase == "running" else None)
+        if self._fleet is None:
+            return text
+        state = "in use" if self._fleet.is_up else "away: each process decides for itself"
+        return f"{text}\n\nstore {self._fleet.place}, {state}"
 
     def __repr__(self) -> str:
         return f"<HTTPClients({', '.join(self.names)}), {self._phase}>"
@@ -259,10 +278,18 @@ class HTTPClients:
         try:
             # Two kinds of cancellation: a task's own, and a cancel scope's, which would come back at every await.
             with anyio.CancelScope(shield=True):
-                await shielded(_close(clients, self._grace))
+                await shielded(self._close_all(clients))
         finally:
             self._phase = "closed"
+            self._fleet = None
             self._settings = None
+
+    async def _close_all(self, clients: Mapping[str, AsyncHTTPClient]) -> None:
+        try:
+            await _close(clients, self._grace)
+        finally:
+            if self._fleet is not None:
+                await self._fleet.aclose()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -283,7 +310,8 @@ class HTTPClients:
         clients: dict[str, AsyncHTTPClient] = {}
         try:
             settings = self._load()
-            problems = [*settings.problems, *self._store_problems(settings)]
+            problems = list(settings.problems)
+            self._fleet = self._build_fleet(settings, problems)
             if app is not None:
                 problems.extend(self._route_problems(app, settings))
             for name, client in settings.clients.items():
@@ -294,8 +322,10 @@ class HTTPClients:
                     problems.extend(located(problem, name, self._prefix, client.origins) for problem in found)
             if problems:
                 raise ConfigurationError(_summary(problems), problems=problems)
+            if self._fleet is not None:
+                await self._fleet.start()
         except BaseException:
-            self._phase = before
+            self._phase, self._fleet = before, None
             with contextlib.suppress(Exception):  # why the start failed is what has to be seen
                 await shielded(_close(clients, 0.0))
             raise
@@ -307,17 +337,38 @@ class HTTPClients:
         return load_settings(code, prefix=self._prefix, env_file=self._env_file, secrets_dir=self._secrets_dir)
 
     def _build(self, name: str, settings: ClientSettings) -> AsyncHTTPClient:
-        arguments = self._declared[name].arguments if name in self._declared else {}
+        arguments = dict(self._declared[name].arguments) if name in self._declared else {}
+        if self._fleet is not None:
+            _share(self._fleet, name, settings.config, arguments)
         try:
-            return AsyncHTTPClient(config=settings.config, auth=settings.auth, name=name, **arguments)
+            client = AsyncHTTPClient(config=settings.config, auth=settings.auth, name=name, **arguments)
         except Exception as error:
             error.add_note(f'while the client "{name}" was built')
             raise
+        if self._fleet is not None and isinstance(client.auth, OAuth2ClientCredentials):
+            self._fleet.share_token(name, client.auth)
+        return client
 
-    def _store_problems(self, settings: Settings) -> Iterator[Problem]:
-        place = "store" if self._store is not None else STORE
-        if self._store is not None or settings.store is not None:
-            yield Problem(place, "state shared between processes is not part of this version; leave it unset")
+    def _build_fleet(self, settings: Settings, problems: list[Problem]) -> Fleet | None:
+        """What the processes share, if there is a store; what is wrong with it goes to the problems."""
+        given, options = self._store, settings.store_options
+        if isinstance(given, Fleet):
+            return given
+        from_code = given is not None and not (isinstance(given, str) and settings.store)
+        store = given if from_code else settings.store
+        if store is None:
+            problems.extend(Problem(name, f"needs {STORE}") for name in options)
+            return None
+        places = {"processes": STORE_PROCESSES, "encryption_key": STORE_KEY}
+        try:
+            processes = _whole(options.get(STORE_PROCESSES))
+            prefix, key = options.get(STORE_PREFIX, PREFIX), options.get(STORE_KEY)
+            return Fleet(store, prefix=prefix, processes=processes, encryption_key=key)
+        except ConfigurationError as error:
+            found = error.problems or (Problem("", str(error)),)
+            fallback = "store" if from_code else STORE
+            problems.extend(Problem(places.get(one.argument, fallback), one.message) for one in found)
+            return None
 
     def _route_problems(self, app: object, settings: Settings) -> Iterator[Problem]:
         routes: dict[Any, list[str]] = {}
@@ -330,6 +381,30 @@ class HTTPClients:
                 yield Problem(place, "the app has several registries; say which by passing clients=")
             elif reference.clients in (None, self) and reference.name not in settings.names:
                 yield Problem(place, f"{settings.missing(reference.name)}; for one of another registry pass clients=")
+
+
+def _whole(text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit()):
+        raise ConfigurationError(problems=[Problem("processes", "must be a whole number of at least 1")])
+    return int(text)
+
+
+def _share(fleet: Fleet, name: str, config: ClientConfig, arguments: dict[str, Any]) -> None:
+    """The limiter and the breaker that the configuration asks for, shared by all processes."""
+    if config.enable_rate_limiting and arguments.get("rate_limiter") is None:
+        arguments["rate_limiter"] = fleet.rate_limiter(name, config.rate_limit_rate, config.rate_limit_burst)
+    if config.enable_circuit_breaker and arguments.get("circuit_breaker") is None:
+        arguments["circuit_breaker"] = fleet.circuit_breaker(
+            name,
+            config.circuit_breaker_failure_threshold,
+            config.circuit_breaker_recovery_timeout,
+            config.circuit_breaker_half_open_max_calls,
+            failure_rate=config.circuit_breaker_failure_rate,
+            window=config.circuit_breaker_window,
+            minimum_calls=config.circuit_breaker_minimum_calls,
+        )
 
 
 def _split(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -15,7 +15,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,9 @@ from fastapi_http_client.variables import (
     OPTIONS,
     SEPARATOR,
     STORE,
+    STORE_KEY,
+    STORE_PREFIX,
+    STORE_PROCESSES,
     closest,
     is_client_name,
     json_object,
@@ -206,8 +209,11 @@ def _read_all(env_file: EnvFiles, secrets_dir: FilePath | None, prefix: str, pro
     return layers
 
 
+_STORE_VARIABLES = {normalise(name): name for name in (STORE, STORE_KEY, STORE_PREFIX, STORE_PROCESSES)}
+
+
 def _is_store(name: str) -> bool:
-    return normalise(name) == normalise(STORE)
+    return normalise(name) in _STORE_VARIABLES
 
 
 # -- one layer as sections ---------------------------------------------------------------------------------------
@@ -345,6 +351,8 @@ class Settings:
     """The names of all."""
     store: str | None
     problems: tuple[Problem, ...]
+    store_options: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """The other variables of the store, by name."""
 
     def missing(self, name: str) -> str:
         """What to say about a client that nobody configured."""
@@ -363,11 +371,15 @@ def load_settings(
     """Read every place now and merge it over what the code says. What is wrong is in `problems` and not raised."""
     problems: list[Problem] = []
     outside: dict[str, Section] = {}
-    store = None
+    store: dict[str, str] = {}
     for layer in _read_all(env_file, secrets_dir, prefix, problems):
         for name, section in _Reader(layer, prefix, problems).sections().items():
             outside[name] = merge(outside.get(name, {}), section)
-        store = next((text for name, text in layer.variables.items() if text and _is_store(name)), store)
+        store |= {
+            _STORE_VARIABLES[normalise(name)]: text
+            for name, text in layer.variables.items()
+            if text and _is_store(name)
+        }
     default = outside.pop(DEFAULT, {})
     problems.extend(_problems_of_default(default, prefix))
     clients: dict[str, ClientSettings] = {}
@@ -379,7 +391,7 @@ def load_settings(
             clients[name] = _client_settings(section, origins)
         except ConfigurationError as error:
             problems.extend(located(problem, name, prefix, origins) for problem in error.problems)
-    return Settings(prefix, clients, names, store, tuple(dict.fromkeys(problems)))
+    return Settings(prefix, clients, names, store.pop(STORE, None), tuple(dict.fromkeys(problems)), store)
 
 
 def _client_settings(section: Section, origins: Mapping[str, Origin]) -> ClientSettings:

@@ -18,6 +18,9 @@ DEFAULT = "default"
 """The section that lies under every client; no client can have this name."""
 STORE = "HTTP_CLIENTS_STORE"
 """The variable with the address of the store that a fleet's processes share, whatever the prefix is."""
+STORE_KEY = f"{STORE}_KEY"
+STORE_PREFIX = f"{STORE}_PREFIX"
+STORE_PROCESSES = f"{STORE}_PROCESSES"
 SEPARATOR = "__"
 
 OPTIONS = tuple(ClientConfig.model_fields)

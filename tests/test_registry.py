@@ -297,18 +297,6 @@ async def test_starting_twice_is_an_error() -> None:
         assert clients["a"] is client
 
 
-async def test_a_store_is_refused_for_now(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigurationError, match="store: state shared between processes is not part of this version"):
-        await HTTPClients(store="redis://u:sesame@host").start()
-    monkeypatch.setenv("HTTP_CLIENTS_STORE", "redis://u:sesame@host")
-    with pytest.raises(ConfigurationError, match="HTTP_CLIENTS_STORE: state shared") as caught:
-        await HTTPClients().start()
-    assert "sesame" not in str(caught.value)
-    monkeypatch.setenv("HTTP_CLIENTS_STORE", "")
-    async with HTTPClients():
-        pass
-
-
 # -- ending ------------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,1 @@
+"""Limits, circuits and tokens of all processes of a service as one."""

@@ -1,0 +1,91 @@
+"""`Fleet`: what the processes of a service share, and the store where it lies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi_http_client.errors import ConfigurationError, Problem
+from fastapi_http_client.fleet.circuit_breaker import FleetCircuitBreaker
+from fastapi_http_client.fleet.link import Link
+from fastapi_http_client.fleet.rate_limiter import FleetRateLimiter
+from fastapi_http_client.fleet.tokens import Cipher, SharedToken, shared_facts
+from fastapi_http_client.oauth2 import OAuth2ClientCredentials
+from fastapi_http_client.stores.base import Store
+from fastapi_http_client.stores.redis import RedisStore
+
+PREFIX = "http_clients"
+
+
+class Fleet:
+    """Makes limiters, circuit breakers and tokens that are shared by name with all processes on the same store.
+
+    `store` is the URL of a Redis or Valkey server, whose keys all begin with `prefix`, or a `Store`. `processes` is
+    how many share the limits while the store is away (None: as many as were seen last,
+    and 4 before any were). `encryption_key`: Fernet keys,
+    separated by commas, the first of which encrypts tokens; without one, tokens are not shared.
+
+    Raises `ConfigurationError`. What `start()` begins, `aclose()` ends; the store is closed too.
+    """
+
+    def __init__(
+        self,
+        store: Store | str,
+        *,
+        prefix: str = PREFIX,
+        processes: int | None = None,
+        encryption_key: str | None = None,
+    ) -> None:
+        if processes is not None and (type(processes) is not int or processes < 1):
+            raise _problem("processes", f"must be a whole number of at least 1, not {processes!r}")
+        self._cipher = None
+        if encryption_key is not None:
+            try:
+                self._cipher = Cipher(encryption_key)
+            except ConfigurationError as error:
+                raise _problem("encryption_key", str(error)) from None
+        self.link = Link(RedisStore(store, prefix=prefix) if isinstance(store, str) else store, processes=processes)
+
+    @property
+    def place(self) -> str:
+        """Where the state is, without a credential."""
+        return self.link.store.place
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the store is in use; while it is not, this process decides for itself."""
+        return self.link.is_up
+
+    async def start(self) -> None:
+        """Get in touch with the store. One that is away is only warned of."""
+        await self.link.open()
+
+    async def aclose(self) -> None:
+        await self.link.aclose()
+
+    async def __aenter__(self) -> Fleet:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    def rate_limiter(self, name: str, rate: float, burst: int = 1) -> FleetRateLimiter:
+        return FleetRateLimiter(rate, burst, name=name, link=self.link)
+
+    def circuit_breaker(self, name: str, *settings: Any, **more: Any) -> FleetCircuitBreaker:
+        """The settings are those of `CircuitBreaker`."""
+        return FleetCircuitBreaker(*settings, **more, name=name, link=self.link)
+
+    def share_token(self, name: str, auth: OAuth2ClientCredentials) -> bool:
+        """Let a credential take its token from the fleet. Returns False, and does nothing, without a key."""
+        if self._cipher is None:
+            return False
+        facts = shared_facts(auth.token_url, auth.client_id, auth.client_secret.get_secret_value(), auth.scope)
+        shared = SharedToken(self.link, self._cipher, client=name, facts=facts, longest=auth.cache_duration)
+        auth.share(shared.through)
+        return True
+
+
+def _problem(argument: str, what: str) -> ConfigurationError:
+    problem = Problem(argument, what)
+    return ConfigurationError(f"Fleet: {problem}", problems=[problem])

@@ -1,0 +1,1 @@
+"""Where the state lives that the processes of a fleet share."""
