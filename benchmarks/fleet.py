@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fastapi_http_client.circuit_breaker import CircuitBreaker
 from fastapi_http_client.fake_clock import FakeClock
-from fastapi_http_client.fleet.fleet import Fleet
+from fastapi_http_client.fleet import Fleet
 from fastapi_http_client.fleet.link import Link
 from fastapi_http_client.fleet.rate_limiter import FleetRateLimiter
 from fastapi_http_client.policies.circuit_breaker import Outcome

@@ -21,8 +21,8 @@ from pydantic import SecretStr
 from fastapi_http_client.config import ClientConfig, OAuth2Config
 from fastapi_http_client.errors import CircuitBreakerOpenError, ConfigurationError, RateLimitError
 from fastapi_http_client.fake_clock import FakeClock
+from fastapi_http_client.fleet import Fleet
 from fastapi_http_client.fleet.circuit_breaker import FleetCircuitBreaker
-from fastapi_http_client.fleet.fleet import Fleet
 from fastapi_http_client.fleet.link import Link
 from fastapi_http_client.fleet.rate_limiter import FleetRateLimiter
 from fastapi_http_client.policies.circuit_breaker import CircuitState, Outcome, Ticket

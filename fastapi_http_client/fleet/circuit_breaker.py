@@ -40,6 +40,7 @@ class FleetCircuitBreaker(CircuitBreaker):
     """
 
     __slots__ = (
+        "_asking",
         "_failed_since",
         "_flush",
         "_heard_at",
@@ -93,6 +94,7 @@ class FleetCircuitBreaker(CircuitBreaker):
         self._outcomes: list[str] = []  # not told yet, of the view's epoch
         self._unsettled = False  # a failure among them, or on its way to the store
         self._failed_since = False  # one that came after the last talk had begun
+        self._asking: asyncio.Task[CircuitView] | None = None  # for a probe's place
         self._syncing: asyncio.Task[None] | None = None
         self._telling: set[asyncio.Task[None]] = set()  # what the next call has to wait for
         self._flush: asyncio.TimerHandle | None = None
@@ -158,33 +160,46 @@ class FleetCircuitBreaker(CircuitBreaker):
         return self._view is not None and ticket.epoch == self._view.epoch
 
     async def _ask_for_probe(self, lease: float) -> Ticket | None:
-        """None when the store went away meanwhile."""
+        """None when it has to be looked at again: the store went away, or somebody else has just got an answer.
+
+        One call at a time asks; when it is refused, so are those that have waited for it.
+        """
+        if self._asking is not None:
+            asking = self._asking
+            await asyncio.wait({asking})
+            view = _answer(asking)
+            if view is not None and not view.admitted:
+                raise self._not_now(max(view.wait, 1) / 1e6)
+            return None
         probe, now = secrets.token_hex(8), self._clock.monotonic()
         store, rules, name = self._link.store, self._rules, self._store_name
-        asking = self._link.start(
-            self._link.ask(store.admit(name, rules, probe=probe, lease=max(round(lease * 1e6), 1)))
-        )
+        command = store.admit(name, rules, probe=probe, lease=max(round(lease * 1e6), 1))
+        asking = self._asking = self._link.start(self._link.ask(command))
+        asking.add_done_callback(self._asked)
         try:
             await asyncio.wait({asking})
         except asyncio.CancelledError:
             asking.add_done_callback(lambda task: self._give_up(task, probe))
             raise
-        if asking.cancelled() or asking.exception() is not None:
+        view = _answer(asking)
+        if view is None:
             return None
-        view = asking.result()
-        self._see(view)
         if not view.admitted:
-            raise self._not_now(view.wait / 1e6)
+            raise self._not_now(max(view.wait, 1) / 1e6)
         if view.state is CircuitState.CLOSED:
             return SharedTicket(view.epoch)
         return SharedTicket(view.epoch, now + lease, probe)
 
+    def _asked(self, asking: asyncio.Task[CircuitView]) -> None:
+        self._asking = None
+        view = _answer(asking)
+        if view is not None:
+            self._see(view)
+
     def _give_up(self, asking: asyncio.Task[CircuitView], probe: str) -> None:
         """The caller was cancelled while it asked: the place that it may have got is free again."""
-        if asking.cancelled() or asking.exception() is not None:
-            return
-        view = asking.result()
-        if view.admitted and view.state is CircuitState.HALF_OPEN:
+        view = _answer(asking)
+        if view is not None and view.admitted and view.state is CircuitState.HALF_OPEN:
             self._tell_probe(SharedTicket(view.epoch, probe=probe), Outcome.IGNORED)
 
     def _not_now(self, seconds: float) -> CircuitBreakerOpenError:
@@ -340,3 +355,8 @@ class FleetCircuitBreaker(CircuitBreaker):
                 self._tell_everybody(self._untold[0])
             finally:
                 self._untold.popleft()
+
+
+def _answer(asking: asyncio.Task[CircuitView]) -> CircuitView | None:
+    """None when the store has not answered."""
+    return None if asking.cancelled() or asking.exception() is not None else asking.result()
