@@ -36,6 +36,7 @@ def a_client(*, retries: bool, engine: str, **fields: object) -> AsyncHTTPClient
             total_timeout=TOTAL,
             retry_attempts=3 if retries else 1,
             retry_backoff_factor=0.01,
+            retry_max_delay=0.5,
             max_response_bytes=LIMIT,
             verify_ssl=False,
             max_connections=2,

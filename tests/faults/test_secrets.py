@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import hpack
 import httpx
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
@@ -93,6 +94,7 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
     provider.shutdown()
 
 
+UPLOAD = bytes(100_000)
 SET_COOKIE = f"HTTP/1.1 401 No\r\nSet-Cookie: session={CANARY}\r\nContent-Length: 0\r\n\r\n".encode()
 """What `/raw` answers with."""
 
@@ -154,8 +156,8 @@ async def test_a_secret_is_shown_nowhere(
             caplog.set_level(logging.DEBUG, logger=name)
     arguments, call = SLOTS[slot_name](upstream)
     config = ClientConfig(
-        timeout=0.1,
-        total_timeout=0.3,
+        timeout=0.05,
+        total_timeout=0.15,
         follow_redirects=True,
         retry_attempts=2,
         retry_backoff_factor=0.001,
@@ -175,6 +177,52 @@ async def test_a_secret_is_shown_nowhere(
 
 def _traceback(record: logging.LogRecord) -> list[str]:
     return traceback.format_exception(record.exc_info[1]) if record.exc_info and record.exc_info[1] else []
+
+
+PATHS_OF_FRAMES = (
+    "/reset",
+    "/reset-mid-body",
+    "/drip",
+    "/hang",
+    "/coding/truncated",
+    "/bad-head/http09",
+    "/status/503",
+)
+
+
+@pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize("slot_name", [name for name in SLOTS if not name.startswith(("call", "query", "pair"))])
+async def test_no_variable_in_a_frame_of_an_error_holds_a_secret(upstream: HostileUpstream, slot_name: str) -> None:
+    """Error trackers show them. What the caller gave to the call itself is in the caller's own frames anyway."""
+    arguments, _ = SLOTS[slot_name](upstream)
+    config = ClientConfig(timeout=0.03, retry_attempts=2, retry_backoff_factor=0.001, **arguments.pop("fields", {}))
+    base_url = arguments.pop("base_url", upstream.url())
+    shown: list[str] = []
+    async with AsyncHTTPClient(base_url, config=config, **arguments) as client:
+        for path in PATHS_OF_FRAMES:
+            for headers in ({}, {"X-Bad": "a\nb"}):
+                for method, content in (("GET", None), ("PUT", UPLOAD)):
+                    with pytest.raises(HTTPClientError) as caught:
+                        await client.request(method, path, content=content, headers=headers, total_timeout=0.1)
+                    shown += variables_of(caught.value)
+    assert len(shown) > 50
+    assert hits(shown) == []
+
+
+def variables_of(error: BaseException) -> Iterator[str]:
+    link: BaseException | None = error
+    while link is not None:
+        for frame, _ in traceback.walk_tb(link.__traceback__):
+            if frame.f_code.co_filename != __file__:
+                yield f"{frame.f_code.co_qualname}: " + " ".join(repr(value) for value in frame.f_locals.values())
+        link = link.__cause__ or link.__context__
+
+
+def test_the_compression_of_http2_logs_no_headers(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, logger="hpack")
+    compressed = hpack.Encoder().encode([("authorization", CANARY)])
+    hpack.Decoder().decode(compressed)
+    assert caplog.records == []
 
 
 async def test_refusals_show_no_secret(upstream: HostileUpstream) -> None:
