@@ -421,6 +421,7 @@ class AsyncHTTPClient(httpx.AsyncClient):
         auth = self.auth if auth is USE_CLIENT_DEFAULT else build_auth(auth)
         if request.url.userinfo:
             auth = auth or BasicAuth(request.url.username, request.url.password)
+            request = _fresh(request)
             request.url = request.url.copy_with(username=None, password=None)
         call = self.new_call(
             request,

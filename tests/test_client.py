@@ -388,6 +388,8 @@ async def test_userinfo_is_a_credential_and_not_shown(upstream: HostileUpstream)
         response = await client.get(url + path[1:])
         assert response.status_code == 200
         assert response.request.url.userinfo == b""
+        request = httpx.Request("GET", url + path[1:])
+        assert [(await client.send(request)).status_code for _ in range(2)] == [200, 200]
 
 
 # -- options against config
