@@ -45,7 +45,7 @@ class _SystemCall(ctypes.Structure):
     )
 
     def is_marker(self) -> bool:
-        return self.arguments[0] & 0xFFFFFFFF == 0xFFFFFFFF and self.arguments[2] == len(_MARKER)
+        return bool(self.arguments[0] & 0xFFFFFFFF == 0xFFFFFFFF and self.arguments[2] == len(_MARKER))
 
 
 def _ptrace(request: int, pid: int, address: int = 0, data: Any = 0) -> None:

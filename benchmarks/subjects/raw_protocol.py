@@ -49,6 +49,9 @@ class _Connection(asyncio.Protocol):
 async def client(target: Target) -> AsyncIterator[Call]:
     loop = asyncio.get_running_loop()
     address = urlsplit(target.origin)
+    assert address.hostname is not None
+    assert address.port is not None
+    host, port = address.hostname, address.port
     tls = target.tls() if address.scheme == "https" else None
     request = f"GET {target.path} HTTP/1.1\r\nHost: {address.netloc}\r\nAccept: */*\r\n\r\n".encode()
     idle: list[_Connection] = []
@@ -61,7 +64,7 @@ async def client(target: Target) -> AsyncIterator[Call]:
         if len(opened) < target.connections:
             new = _Connection()
             opened.append(new)
-            await loop.create_connection(lambda: new, address.hostname, address.port, ssl=tls)
+            await loop.create_connection(lambda: new, host, port, ssl=tls)
             return new
         turn: asyncio.Future[_Connection] = loop.create_future()
         waiting.append(turn)
