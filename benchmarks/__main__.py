@@ -60,7 +60,7 @@ def main() -> None:
     found: dict[str, Any] = {}
     if options.figures is not None and options.figures.exists():
         found = json.loads(options.figures.read_text())
-    rounds = options.rounds or (1 if options.quick else 7)
+    rounds = options.rounds or (1 if options.quick else 5)
     with bench(rounds=rounds, quick=options.quick) as running:
         for kind in filter(None, options.only.split(",")):
             started = time.monotonic()

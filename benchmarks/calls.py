@@ -9,9 +9,9 @@ from typing import Any
 from benchmarks.bench import Bench, Figures, ask, difference, in_turns, medians, progress, ratio
 from benchmarks.subjects import SUBJECTS, Call, Open, Target
 
-CALLERS = {1: 1000, 50: 1500, 500: 2500}
+CALLERS = {1: 600, 50: 800, 500: 1500}
 """Callers at once, and the calls that they make together in a round."""
-LARGE_CALLS = 300
+LARGE_CALLS = 150
 
 
 async def run(call: Call, callers: int, calls: int) -> Figures:
@@ -21,7 +21,7 @@ async def run(call: Call, callers: int, calls: int) -> Figures:
         for _ in range(count):
             await call()
 
-    await asyncio.gather(*(caller(2) for _ in range(callers)))
+    await asyncio.gather(*(caller(1) for _ in range(callers)))
     each = max(1, calls // callers)
     cpu, wall = time.process_time(), time.perf_counter()
     await asyncio.gather(*(caller(each) for _ in range(callers)))
