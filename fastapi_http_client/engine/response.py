@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import httpx
 
@@ -11,6 +11,8 @@ from fastapi_http_client.engine.errors import ResponseTooLargeError, with_facts
 
 if TYPE_CHECKING:
     from fastapi_http_client.engine.connection import Exchange
+
+R = TypeVar("R", bound=httpx.Response)
 
 _NO_BODY = httpx.ByteStream(b"")
 _DECODED_AT_ONCE = 1024
@@ -64,31 +66,37 @@ def streamed_response(exchange: Exchange) -> httpx.Response:
     )
 
 
-def whole_response(exchange: Exchange, request: httpx.Request, *, decode: bool = True) -> httpx.Response:
-    """The response with its body read and, unless an encoded one is to be left as it is, decoded.
-
-    Raises `ResponseTooLargeError` for a body that grows beyond the exchange's `max_bytes` when it is decoded, and
-    `httpx.DecodingError` for one that cannot be.
-    """
+def received_response(exchange: Exchange, request: httpx.Request, cls: type[R]) -> R:
+    """The response with its body read; an encoded one can be read from it, and is decoded then."""
     body = exchange.take_body()
-    response = httpx.Response(
+    response = cls(
         exchange.status,
         headers=exchange.headers,
         stream=_NO_BODY,
         request=request,
         extensions=_extensions(exchange),
     )
-    if "content-encoding" not in response.headers:
-        _set_content_by_private_attributes(response, body, body)
-        return response
-    if not decode:
+    if "content-encoding" in response.headers:
         response.stream = httpx.ByteStream(body)
+    else:
+        _set_content_by_private_attributes(response, body, body)
+    return response
+
+
+def whole_response(exchange: Exchange, request: httpx.Request) -> httpx.Response:
+    """The response with its body read and decoded.
+
+    Raises `ResponseTooLargeError` for a body that grows beyond the exchange's `max_bytes` when it is decoded, and
+    `httpx.DecodingError` for one that cannot be.
+    """
+    response = received_response(exchange, request, httpx.Response)
+    if response.is_closed:
         return response
     limit = exchange.max_bytes
     if limit is None:
-        response.stream = httpx.ByteStream(body)
         response.read()
         return response
+    body = b"".join(cast("httpx.ByteStream", response.stream))
     response.stream = _Pieces(body, _DECODED_AT_ONCE)
     parts = []
     size = 0

@@ -14,7 +14,7 @@ from fastapi_http_client.engine.errors import NOTHING_SENT, DeadlineExceededErro
 from fastapi_http_client.engine.parser import ResponseParser
 from fastapi_http_client.engine.pool import CLOSED_MESSAGE, ConnectionPool, OriginKey
 from fastapi_http_client.engine.request import OutgoingRequest, encode_request
-from fastapi_http_client.engine.response import streamed_response, whole_response
+from fastapi_http_client.engine.response import received_response, streamed_response, whole_response
 from fastapi_http_client.engine.sweeper import NEVER
 
 _NO_TIMEOUTS: Mapping[str, float | None] = {}
@@ -76,7 +76,7 @@ class AsyncioTransport(httpx.AsyncBaseTransport):
         Raises httpx's `TransportError` classes, and `RuntimeError` for a wrong loop or a closed transport.
         """
         key, outgoing = _prepared(request)
-        exchange = await self._started(key, outgoing, request, streamed=True, max_bytes=None, end_by=NEVER)
+        exchange = await self._started(key, outgoing, request, streamed=True, max_bytes=None)
         try:
             if exchange.sending:
                 await exchange.send_rest(outgoing)
@@ -100,7 +100,9 @@ class AsyncioTransport(httpx.AsyncBaseTransport):
         """
         key, outgoing = _prepared(request)
         exchange = await self.exchange(key, outgoing, request, max_bytes=max_bytes)
-        return whole_response(exchange, request, decode=decode)
+        if decode:
+            return whole_response(exchange, request)
+        return received_response(exchange, request, httpx.Response)
 
     async def exchange(
         self,
@@ -109,14 +111,14 @@ class AsyncioTransport(httpx.AsyncBaseTransport):
         request: httpx.Request,
         *,
         max_bytes: int | None = None,
-        end_by: float = NEVER,
+        within: float = NEVER,
     ) -> Exchange:
         """Send what has been encoded already and return the exchange, complete with its body as it was received.
 
-        `request` is what its timeouts and errors belong to. `end_by`, by the clock of the event loop, is the end of
-        it all; then `engine.errors.DeadlineExceededError` (an `httpx.ReadTimeout`) is raised. Otherwise like `fetch()`.
+        `request` is what its timeouts and errors belong to. After `within` seconds, whatever has come by then,
+        `engine.errors.DeadlineExceededError` (an `httpx.ReadTimeout`) is raised. Otherwise like `fetch()`.
         """
-        exchange = await self._started(key, outgoing, request, streamed=False, max_bytes=max_bytes, end_by=end_by)
+        exchange = await self._started(key, outgoing, request, streamed=False, max_bytes=max_bytes, within=within)
         try:
             if exchange.sending:
                 await exchange.send_rest(outgoing)
@@ -147,12 +149,13 @@ class AsyncioTransport(httpx.AsyncBaseTransport):
         *,
         streamed: bool,
         max_bytes: int | None,
-        end_by: float,
+        within: float = NEVER,
     ) -> Exchange:
         """Begin an exchange on a connection of the pool. Nothing is sent, or held, when this raises."""
         pool = self._pool
         if pool is None or self._closed or pool.loop is not asyncio.get_running_loop():
             pool = self._bind()
+        end_by = NEVER if within == NEVER else pool.loop.time() + within
         timeouts = request.extensions.get("timeout") or _NO_TIMEOUTS
         connection = pool.take_idle(key)
         if connection is None:
