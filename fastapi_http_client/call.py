@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, cast
 
 import httpx
 
-from fastapi_http_client.clock import Clock
-from fastapi_http_client.errors import Attempt
+from fastapi_http_client.clock import SYSTEM_CLOCK, Clock
+from fastapi_http_client.context import current_context
+from fastapi_http_client.errors import Attempt, HTTPClientError
 
 if TYPE_CHECKING:
     from fastapi_http_client.models import HTTPResponse
@@ -27,6 +28,7 @@ class Call:
     """
 
     __slots__ = (
+        "attempt_began",
         "attempts",
         "auth",
         "client_name",
@@ -36,6 +38,7 @@ class Call:
         "home",
         "idempotency_key",
         "origins",
+        "outcome",
         "resends",
         "retry",
         "secret_params",
@@ -75,6 +78,22 @@ class Call:
         self.resends = 0  # requests already sent for this call: retries, redirects and 401 replays
         self.idempotency_key: str | None = None
         self.home = True  # whether this hop goes to one of the client's own origins
+        self.outcome: HTTPResponse | HTTPClientError | None = (
+            None  # of an attempt that the pipeline did not make itself
+        )
+        self.attempt_began = self.started  # when that one did
+
+    def limit(self) -> float | None:
+        """Seconds that the whole call may take from now on, and from now on its deadline; None: as long as it likes."""
+        deadline = None if self.total_timeout is None else self.started + self.total_timeout
+        now = self.clock.monotonic()
+        context = current_context()
+        if context is not None and context.deadline is not None:
+            # On the system's clock, which in a test need not be the call's.
+            of_request = now + context.deadline - SYSTEM_CLOCK.monotonic()
+            deadline = of_request if deadline is None else min(deadline, of_request)
+        self.deadline = deadline
+        return None if deadline is None else deadline - now
 
     def remaining(self) -> float | None:
         """Seconds left of the whole call (0.0 when it is over), or None when it has no limit."""

@@ -28,6 +28,7 @@ from fastapi_http_client.config import (
 from fastapi_http_client.errors import ConfigurationError, HTTPRequestError, Problem
 from fastapi_http_client.exchange import Body, Exchange
 from fastapi_http_client.fast import PlainRequests, is_plain
+from fastapi_http_client.fast_attempt import FastAttempt
 from fastapi_http_client.lifecycle import ClientStateError, Lifecycle, shielded
 from fastapi_http_client.middleware import Middleware
 from fastapi_http_client.models import HTTPResponse, copy_request
@@ -240,12 +241,13 @@ class AsyncHTTPClient(httpx.AsyncClient):
         self.exchange = Exchange(self)
         self.fetch_token = build_token_pipeline(self)
         self._handler, self.pipeline = build(self)
+        self._fast_attempt = FastAttempt.of(self)
         self._take_base_url()
 
     def _take_base_url(self) -> None:
         """Join paths to the base URL, and keep credentials to its origin: again when it is set anew."""
         self._join = Joiner(self.base_url)
-        self._plain = PlainRequests()
+        self.plain_requests = PlainRequests()
         self._origins: frozenset[tuple[str, str, int | None]] = frozenset()
         if self.base_url.host:
             allowed = (origin(httpx.URL(allowed)) for allowed in self.config.allowed_origins)
@@ -326,7 +328,7 @@ class AsyncHTTPClient(httpx.AsyncClient):
                 timeout = rest.get("timeout", USE_CLIENT_DEFAULT)
                 limits = self.timeout if timeout is USE_CLIENT_DEFAULT else httpx.Timeout(timeout)
                 extensions.setdefault("timeout", limits.as_dict())
-                return self._plain.request(method, joined, self.headers, rest.get("headers"), extensions)
+                return self.plain_requests.request(method, joined, self.headers, rest.get("headers"), extensions)
             return super().build_request(method, joined, extensions=extensions, **rest)
         except (UnicodeError, httpx.InvalidURL) as error:
             raise HTTPRequestError(
@@ -444,7 +446,11 @@ class AsyncHTTPClient(httpx.AsyncClient):
             )
         self.lifecycle.enter()
         try:
-            response = await self.lifecycle.until_closed(self._handler(request))
+            response = None
+            if self._fast_attempt is not None and not stream:
+                response = await self._fast_attempt(request)
+            if response is None:
+                response = await self.lifecycle.until_closed(self._handler(request))
         except ClientStateError as error:
             self.lifecycle.leave()
             error.request = request

@@ -12,31 +12,44 @@ import httpx
 
 from fastapi_http_client.models import copy_request
 
-_NO_BODY = frozenset({"GET", "HEAD", "OPTIONS", "DELETE"})
-_EMPTY = httpx.ByteStream(b"")
+NO_BODY = httpx.ByteStream(b"")
+_WITHOUT_BODY = frozenset({"GET", "HEAD", "OPTIONS", "DELETE"})
 
 
 def is_plain(method: str, options: Mapping[str, Any]) -> bool:
     """Whether a request has no body and no cookies of its own, so that only its headers are to be merged."""
-    return method in _NO_BODY and options.keys() <= {"headers", "timeout"}
+    return method in _WITHOUT_BODY and options.keys() <= {"headers", "timeout"}
+
+
+class PlainRequest(httpx.Request):
+    """A request without a body, made of parts that need no looking at."""
+
+    def __init__(self, method: str, url: httpx.URL, headers: httpx.Headers, extensions: dict[str, Any]) -> None:
+        self.method = method
+        self.url = url
+        self.headers = httpx.Headers(headers)
+        self.extensions = extensions
+        self.stream = NO_BODY
+        self._content = b""
 
 
 class PlainRequests:
     """Builds plain requests: httpx would copy the headers four times, and encode a body of nothing.
 
     The client's default headers, with the `Host` of the last request before them, are kept from call to call for as
-    long as they stay the same.
+    long as they stay the same: `headers` are those of the last request that had none of its own.
     """
 
-    __slots__ = ("_defaults", "_merged", "_netloc")
+    __slots__ = ("_defaults", "_merged", "_netloc", "headers")
 
     def __init__(self) -> None:
         self._defaults: list[tuple[bytes, bytes]] | None = None
         self._netloc = b""
         self._merged = httpx.Headers()
+        self.headers: list[tuple[bytes, bytes]] = []
 
     def request(
-        self, method: str, url: httpx.URL, defaults: httpx.Headers, own: Any, extensions: Mapping[str, Any]
+        self, method: str, url: httpx.URL, defaults: httpx.Headers, own: Any, extensions: dict[str, Any]
     ) -> httpx.Request:
         if own:
             headers = httpx.Headers(defaults)
@@ -44,15 +57,14 @@ class PlainRequests:
             headers = _with_host(headers, url)
         else:
             headers = self._with_defaults(defaults, url)
-        request = httpx.Request(method, url, headers=headers, stream=_EMPTY, extensions=extensions)
-        request.read()
-        return request
+        return PlainRequest(method, url, headers, extensions)
 
     def _with_defaults(self, defaults: httpx.Headers, url: httpx.URL) -> httpx.Headers:
         raw, netloc = defaults.raw, url.netloc
         if raw != self._defaults or netloc != self._netloc:
             self._merged = _with_host(defaults, url)
             self._defaults, self._netloc = raw, netloc
+            self.headers = self._merged.raw
         return self._merged  # a request copies the headers that it is given
 
 

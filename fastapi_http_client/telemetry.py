@@ -76,11 +76,9 @@ class ClientSpan:
         self._meter_provider = meter_provider
 
     async def __call__(self, request: httpx.Request, call_next: Handler) -> HTTPResponse:
-        tracer = _tracer(self._tracer_provider)
-        instruments = _instruments(self._meter_provider)
-        if (tracer is None and instruments is None) or _is_suppressed():
+        observed = self.observe(request)
+        if observed is None:
             return await call_next(request)
-        observed = _Observed(request, self._client_name, tracer, instruments)
         try:
             response = await call_next(request)
         except BaseException as error:
@@ -88,6 +86,14 @@ class ClientSpan:
             raise
         observed.end(response=response)
         return response
+
+    def observe(self, request: httpx.Request) -> Observed | None:
+        """Begin to observe a request, whose `end()` must follow; None when nobody wants to know."""
+        tracer = _tracer(self._tracer_provider)
+        instruments = _instruments(self._meter_provider)
+        if (tracer is None and instruments is None) or _is_suppressed():
+            return None
+        return Observed(request, self._client_name, tracer, instruments)
 
 
 def report_retry(
@@ -122,7 +128,7 @@ def _named(client_name: str | None) -> dict[str, str]:
     return {} if client_name is None else {CLIENT: client_name}
 
 
-class _Observed:
+class Observed:
     """One request on the wire: from its start to its end, as a span, as metrics, or as both."""
 
     __slots__ = ("_attributes", "_clock", "_instruments", "_span", "_started", "_token")

@@ -156,8 +156,11 @@ class HeaderLines:
         """A request with these lines and `more`, which must not be headers of the framing."""
         added = b""
         for name, value in more:
-            if name not in _known_names:
-                _learn_name(name)
+            role = _known_names.get(name)
+            if role is None:
+                role = _learn_name(name)
+            if role:
+                raise httpx.LocalProtocolError(f"{name.decode()} belongs to the framing and cannot be added")
             added += b"%b: %b\r\n" % (name, value)
         if added:
             _check_bytes(added, len(more))
