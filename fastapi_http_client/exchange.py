@@ -80,7 +80,7 @@ class Exchange:
         call = Call.of(request)
         response.default_encoding = client.default_encoding
         response._client_name = call.client_name
-        names = header_names(response.headers)
+        names = header_names(response.headers.raw)
         if b"retry-after" in names:
             response._received_at = call.clock.wall()
         response._max_bytes = client.max_bytes

@@ -5,7 +5,7 @@ Every function names the case that it is for and is compared with httpx's own re
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import httpx
@@ -79,6 +79,6 @@ def wire_copy(request: httpx.Request) -> httpx.Request:
     return copy
 
 
-def header_names(headers: httpx.Headers) -> set[bytes]:
-    """The names in lower case: to look several up in them costs less than to ask the headers twice."""
-    return {name.lower() for name, _ in headers.raw}
+def header_names(headers: Iterable[tuple[bytes, bytes]]) -> set[bytes]:
+    """The names in lower case: to look several up in them costs less than to ask httpx's headers twice."""
+    return {name.lower() for name, _ in headers}

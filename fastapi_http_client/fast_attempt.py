@@ -138,7 +138,7 @@ class FastAttempt:
                 within=within,
             )
             response = received_response(exchange, request, HTTPResponse)
-            if header_names(response.headers).isdisjoint(_TO_BE_SETTLED):
+            if header_names(exchange.headers).isdisjoint(_TO_BE_SETTLED):
                 response.default_encoding = client.default_encoding
                 response._client_name = call.client_name
                 response._max_bytes = client.max_bytes

@@ -35,7 +35,7 @@ class ServerLimit:
 
     def note(self, response: httpx.Response) -> None:
         """Look whether a response asks for a pause."""
-        if header_names(response.headers).isdisjoint(HINTS):
+        if header_names(response.headers.raw).isdisjoint(HINTS):
             return
         pause = asked_pause(response.status_code, response.headers, self._clock.wall())
         if pause is not None and 0.0 < pause <= self._longest:

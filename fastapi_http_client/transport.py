@@ -51,7 +51,7 @@ class AutoTransport(httpx.AsyncBaseTransport):
             httpx.AsyncHTTPTransport.handle_async_request is not _UNPATCHED
             or request.method == "CONNECT"
             or "trace" in request.extensions
-            or "upgrade" in request.headers
+            or any(name.lower() == b"upgrade" for name, _ in request.headers.raw)
         ):
             return self._other("httpcore2")
         return self._engine

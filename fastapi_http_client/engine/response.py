@@ -76,7 +76,7 @@ def received_response(exchange: Exchange, request: httpx.Request, cls: type[R]) 
         request=request,
         extensions=_extensions(exchange),
     )
-    if "content-encoding" in response.headers:
+    if any(name.lower() == b"content-encoding" for name, _ in exchange.headers):
         response.stream = httpx.ByteStream(body)
     else:
         _set_content_by_private_attributes(response, body, body)

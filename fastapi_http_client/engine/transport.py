@@ -17,6 +17,7 @@ from fastapi_http_client.engine.request import OutgoingRequest, encode_request
 from fastapi_http_client.engine.response import received_response, streamed_response, whole_response
 from fastapi_http_client.engine.sweeper import NEVER
 
+_RESOLUTION = 0.002  # seconds that a timer of uvloop may be early
 _NO_TIMEOUTS: Mapping[str, float | None] = {}
 
 
@@ -183,21 +184,17 @@ class AsyncioTransport(httpx.AsyncBaseTransport):
         timeouts: Mapping[str, float | None],
         end_by: float,
     ) -> Connection:
-        scope = asyncio.timeout_at(None if end_by == NEVER else end_by)
         try:
-            async with scope:
-                return await pool.acquire(
-                    key, connect_timeout=timeouts.get("connect"), pool_timeout=timeouts.get("pool")
-                )
+            return await pool.acquire(
+                key, connect_timeout=timeouts.get("connect"), pool_timeout=timeouts.get("pool"), end_by=end_by
+            )
         except httpx.RequestError as error:
             error.request = request
             with_facts(error, NOTHING_SENT)
+            if isinstance(error, httpx.TimeoutException) and pool.loop.time() >= end_by - _RESOLUTION:
+                late = DeadlineExceededError("there was no connection in time", request=request)
+                raise with_facts(late, NOTHING_SENT) from error
             raise
-        except TimeoutError as error:
-            if not scope.expired():
-                raise
-            late = DeadlineExceededError("there was no connection in time", request=request)
-            raise with_facts(late, NOTHING_SENT) from error
 
     def _bind(self) -> ConnectionPool:
         """The pool, made for the running loop at the first call."""
