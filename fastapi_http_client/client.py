@@ -133,6 +133,7 @@ _SHARED_FIELDS = frozenset(
     or name in ("verify_ssl", "ca_file", "proxy", "trust_env", "http2", "engine", "retry_budget", "persist_cookies")
 ) - {"rate_limit_max_wait"}
 
+_NO_OPTIONS: Mapping[str, Any] = {}
 _OPTIONS = "fastapi_http_client.options"  # what a verb passes to send(), in the request's extensions
 
 
@@ -417,11 +418,11 @@ class AsyncHTTPClient(httpx.AsyncClient):
             self._take_base_url()
         if Call.is_on(request):  # the same object is sent again, perhaps while its first call is still going on
             request = _fresh(request)
-        options = request.extensions.get(_OPTIONS) or {}
         if "timeout" not in request.extensions:
             request.extensions = {**request.extensions, "timeout": self.timeout.as_dict()}
         auth = self.auth if auth is USE_CLIENT_DEFAULT else build_auth(auth)
-        if request.url.userinfo:
+        at_home = self._join.is_below(request.url)
+        if not at_home and request.url.userinfo:
             auth = auth or BasicAuth(request.url.username, request.url.password)
             request = _fresh(request)
             request.url = request.url.copy_with(username=None, password=None)
@@ -432,10 +433,10 @@ class AsyncHTTPClient(httpx.AsyncClient):
             follow_redirects=self.follow_redirects
             if follow_redirects is USE_CLIENT_DEFAULT
             else bool(follow_redirects),
-            **options,
+            **request.extensions.get(_OPTIONS, _NO_OPTIONS),
         )
         call.attach(request)
-        if self._origins and origin(request.url) not in self._origins:
+        if not at_home and self._origins and origin(request.url) not in self._origins:
             raise HTTPRequestError(
                 f"{self.name or 'AsyncHTTPClient'}: {request.method} {redact_url(request.url)} refused: the client's "
                 "credentials are for another origin (allowed_origins adds to base_url)",

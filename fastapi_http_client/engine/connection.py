@@ -53,35 +53,22 @@ class Exchange:
     The owner wakes for every step when the body is streamed, else only at the end.
     """
 
-    __slots__ = (
-        "_gathered",
-        "_paused",
-        "_phase",
-        "_read_timeout",
-        "_waiter",
-        "_write_timeout",
-        "body_bytes",
-        "buffered",
-        "chunks",
-        "complete",
-        "connection",
-        "connection_reused",
-        "deadline",
-        "end_by",
-        "error",
-        "head_complete",
-        "headers",
-        "http_version",
-        "last",
-        "max_bytes",
-        "network_stream",
-        "reason",
-        "request_sent",
-        "response_started",
-        "sending",
-        "status",
-        "streamed",
-    )
+    # What most exchanges begin and end with, so that only what differs is set.
+    deadline = NEVER
+    sending = True
+    request_sent = response_started = head_complete = complete = False
+    error: Exception | None = None
+    status = 0
+    reason = b""
+    http_version = ""
+    headers: list[tuple[bytes, bytes]]
+    chunks: list[bytes]
+    body_bytes = 0
+    buffered = 0
+    _waiter: asyncio.Future[None] | None = None
+    _phase: Literal["read", "write"] = "read"
+    _paused = False
+    _gathered: io.BytesIO | None = None
 
     def __init__(
         self,
@@ -103,21 +90,6 @@ class Exchange:
         self.max_bytes = max_bytes
         self.end_by = end_by
         self.last = last
-        self._waiter: asyncio.Future[None] | None = None
-        self._phase: Literal["read", "write"] = "read"
-        self._paused = False
-        self.deadline = NEVER
-        self.sending = True
-        self.request_sent = self.response_started = self.head_complete = self.complete = False
-        self.error: Exception | None = None
-        self.status = 0
-        self.reason = b""
-        self.http_version = ""
-        self.headers: list[tuple[bytes, bytes]] = []
-        self.chunks: list[bytes] = []
-        self._gathered: io.BytesIO | None = None
-        self.body_bytes = 0
-        self.buffered = 0
 
     # -- for the owner
 
@@ -169,7 +141,11 @@ class Exchange:
         while not self.complete:
             if self.error is not None:
                 raise self.error
-            await self._wait("read")
+            try:
+                await self._next_step("read")
+            finally:
+                self._waiter = None
+                self.deadline = NEVER
 
     async def wait_for_body(self) -> bytes:
         """The next part of the body, or b"" at its end. Raises the `httpx.TransportError` that ended the exchange."""
@@ -199,19 +175,22 @@ class Exchange:
             self.connection.abort(httpx.ReadError("the response was closed before its end"))
 
     async def _wait(self, phase: Literal["read", "write"]) -> None:
+        try:
+            await self._next_step(phase)
+        finally:
+            self._waiter = None
+            self.deadline = NEVER
+
+    def _next_step(self, phase: Literal["read", "write"]) -> asyncio.Future[None]:
         connection = self.connection
         assert connection is not None  # an exchange without one is complete or has an error
         pool = connection.pool
         self._phase = phase
         self._set_deadline(pool.loop, self._read_timeout if phase == "read" else self._write_timeout)
-        if self.deadline != NEVER:
+        if self.deadline < pool.sweeper.when:
             pool.sweeper.arm(self.deadline)
         waiter = self._waiter = pool.loop.create_future()
-        try:
-            await waiter
-        finally:
-            self._waiter = None
-            self.deadline = NEVER
+        return waiter
 
     def _set_deadline(self, loop: asyncio.AbstractEventLoop, timeout: float | None) -> None:
         deadline = self.end_by if timeout is None else loop.time() + timeout
