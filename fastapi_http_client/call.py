@@ -31,6 +31,7 @@ class Call:
     deadline: float | None = None  # on the call's clock; None: no limit for the whole call
     resends = 0  # requests already sent for this call: retries, redirects and 401 replays
     idempotency_key: str | None = None
+    at_home = False  # whether its address is surely at home: a path below the client's base URL
     home = True  # whether this hop goes to one of the client's own origins
     outcome: HTTPResponse | HTTPClientError | None = None  # of an attempt that the pipeline did not make itself
     attempt_began = 0.0  # when that one did

@@ -436,6 +436,7 @@ class AsyncHTTPClient(httpx.AsyncClient):
             **request.extensions.get(_OPTIONS, _NO_OPTIONS),
         )
         call.attach(request)
+        call.at_home = at_home
         if not at_home and self._origins and origin(request.url) not in self._origins:
             raise HTTPRequestError(
                 f"{self.name or 'AsyncHTTPClient'}: {request.method} {redact_url(request.url)} refused: the client's "

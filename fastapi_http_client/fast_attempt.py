@@ -23,13 +23,14 @@ from fastapi_http_client.call import Call
 from fastapi_http_client.circuit_breaker import CircuitBreaker
 from fastapi_http_client.clock import SYSTEM_CLOCK
 from fastapi_http_client.engine.errors import DeadlineExceededError, exchange_facts
+from fastapi_http_client.engine.pool import OriginKey
 from fastapi_http_client.engine.request import HeaderLines, OutgoingRequest, encode
 from fastapi_http_client.engine.response import received_response
 from fastapi_http_client.engine.sweeper import NEVER
 from fastapi_http_client.engine.transport import origin_key
-from fastapi_http_client.errors import Attempt, HTTPRequestError
+from fastapi_http_client.errors import HTTPRequestError
 from fastapi_http_client.exchange import failure, total_timeout, without_secrets
-from fastapi_http_client.fast import NO_BODY, PlainRequest, entries, header_names
+from fastapi_http_client.fast import NO_BODY, PlainRequest, entries
 from fastapi_http_client.models import HTTPResponse
 from fastapi_http_client.pipeline import HAIR, attempt_limit, attempt_timeout, outcome_of, outcome_of_error
 from fastapi_http_client.policies.circuit_breaker import Outcome
@@ -58,6 +59,8 @@ class FastAttempt:
         "_client",
         "_credential",
         "_entries",
+        "_home",
+        "_key",
         "_limiter",
         "_lines",
         "_names",
@@ -72,6 +75,8 @@ class FastAttempt:
         self._propagation = Propagation.of(client.config)
         self._span = ClientSpan(client.name)
         self._adds_keys = client.config.idempotency_keys
+        self._home: httpx.URL | None = None
+        self._key: OriginKey
         # The headers of the last request without any of its own, written and checked.
         self._entries: list[Any] | None = None
         self._credential: tuple[bytes, bytes] | None = None
@@ -141,11 +146,10 @@ class FastAttempt:
         started = SYSTEM_CLOCK.monotonic()
         try:
             outgoing = self._written(request, call, auth) if is_plain else self._encoded(request, call, auth)
-            exchange = await engine.exchange(
-                origin_key(request), outgoing, request, max_bytes=client.max_bytes, within=within
-            )
+            key = self._home_key(client) if call.at_home and is_plain else origin_key(request)
+            exchange = await engine.exchange(key, outgoing, request, max_bytes=client.max_bytes, within=within)
             response = received_response(exchange, request, HTTPResponse)
-            if header_names(exchange.headers).isdisjoint(_TO_BE_SETTLED):
+            if exchange.header_names.isdisjoint(_TO_BE_SETTLED):
                 response.default_encoding = client.default_encoding
                 response._client_name = call.client_name
                 response._max_bytes = client.max_bytes
@@ -178,8 +182,14 @@ class FastAttempt:
             call.outcome = response
             return None
         client.retry_budget.earn()
-        response.attempts = (Attempt(1, status, None, call.clock.monotonic() - call.attempt_began),)
+        response.only_attempt_took(call.clock.monotonic() - call.attempt_began)
         return response
+
+    def _home_key(self, client: AsyncHTTPClient) -> OriginKey:
+        if client.base_url is not self._home:
+            self._home = client.base_url
+            self._key = origin_key(httpx.Request("GET", self._home))
+        return self._key
 
     def _written(self, request: httpx.Request, call: Call, auth: CredentialAuth | None) -> OutgoingRequest:
         """A plain request as it goes on the wire; nothing that shows the credential is left in a traceback's frame."""

@@ -69,6 +69,7 @@ class Exchange:
     _phase: Literal["read", "write"] = "read"
     _paused = False
     _gathered: io.BytesIO | None = None
+    _header_names: set[bytes] | None = None
 
     def __init__(
         self,
@@ -92,6 +93,13 @@ class Exchange:
         self.last = last
 
     # -- for the owner
+
+    @property
+    def header_names(self) -> set[bytes]:
+        """The names of the response's headers in lower case."""
+        if self._header_names is None:
+            self._header_names = {name.lower() for name, _ in self.headers}
+        return self._header_names
 
     def send_head(self, request: OutgoingRequest) -> None:
         """Write the head, and with it a small body: most requests are sent then. Else `send_rest()` has to follow.

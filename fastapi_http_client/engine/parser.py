@@ -218,6 +218,11 @@ class ResponseParser:
         Raises `httpx.RemoteProtocolError` when they are too many.
         """
         # Not more of a large piece than could be a head; a head that ends behind that is too large.
+        if self.head_complete and not self._tail and not self._interims_in_piece and not self._framing_bytes:
+            size = self._find_end(bytes(piece[: self._max_head_bytes + 1]), 0)  # all of it at once, as nearly always
+            if size > self._max_head_bytes:
+                raise httpx.RemoteProtocolError(f"the response's head is larger than {self._max_head_bytes} bytes")
+            return size
         text = self._tail + bytes(piece[: self._max_head_bytes + 1])
         end = max(0, len(self._tail) - 3)
         for _ in range(self._interims_in_piece):
