@@ -313,7 +313,7 @@ class AsyncHTTPClient(httpx.AsyncClient):
         `path_params` fills the `{fields}` of the path, each value percent-quoted whole. Raises `HTTPRequestError` (also
         a `ValueError`) for an address that cannot be used.
         """
-        extensions = dict(extensions or {})
+        extensions = dict(extensions) if extensions else {}
         template = None
         if path_params is not None:
             template = str(url)
@@ -448,11 +448,12 @@ class AsyncHTTPClient(httpx.AsyncClient):
             )
         self.lifecycle.enter()
         try:
-            response = None
             if self._fast_attempt is not None and not stream:
-                response = await self._fast_attempt(request)
-            if response is None:
-                response = await self.lifecycle.until_closed(self._handler(request))
+                answer = await self._fast_attempt(request)
+                if answer is not None:
+                    self.lifecycle.leave()
+                    return answer
+            response = await self.lifecycle.until_closed(self._handler(request))
         except ClientStateError as error:
             self.lifecycle.leave()
             error.request = request

@@ -61,7 +61,7 @@ class Exchange:
     status = 0
     reason = b""
     http_version = ""
-    headers: list[tuple[bytes, bytes]]
+    headers: list[tuple[bytes, bytes, bytes]]
     chunks: list[bytes]
     body_bytes = 0
     buffered = 0
@@ -98,7 +98,7 @@ class Exchange:
     def header_names(self) -> set[bytes]:
         """The names of the response's headers in lower case."""
         if self._header_names is None:
-            self._header_names = {name.lower() for name, _ in self.headers}
+            self._header_names = {lower for _, lower, _ in self.headers}
         return self._header_names
 
     def send_head(self, request: OutgoingRequest) -> None:
