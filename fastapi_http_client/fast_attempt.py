@@ -22,7 +22,7 @@ from fastapi_http_client.auth import CredentialAuth
 from fastapi_http_client.call import Call
 from fastapi_http_client.circuit_breaker import CircuitBreaker
 from fastapi_http_client.clock import SYSTEM_CLOCK
-from fastapi_http_client.engine.errors import DeadlineExceededError, exchange_facts
+from fastapi_http_client.engine.errors import DeadlineExceededError
 from fastapi_http_client.engine.pool import OriginKey
 from fastapi_http_client.engine.request import HeaderLines, OutgoingRequest, encode
 from fastapi_http_client.engine.response import received_response
@@ -215,7 +215,7 @@ class FastAttempt:
         """The error to raise when it is not just the attempt that is over: the client was closed, or time is up."""
         if self._client.lifecycle.closed:
             return self._client.lifecycle.closed_meanwhile(may_have_run=True)
-        return total_timeout(request) if timed_out and isinstance(error, DeadlineExceededError) else None
+        return total_timeout(request, error) if timed_out and isinstance(error, DeadlineExceededError) else None
 
 
 def _signed(headers: list[tuple[bytes, bytes]], credential: tuple[bytes, bytes] | None) -> list[tuple[bytes, bytes]]:
@@ -230,8 +230,7 @@ def _failed(error: Exception, request: httpx.Request, max_bytes: int | None, lim
     if isinstance(error, HTTPRequestError):
         return error
     if isinstance(error, DeadlineExceededError) and limit is not None:
-        facts = exchange_facts(error)
-        failed: HTTPRequestError = attempt_timeout(request, limit, may_have_run=facts is None or facts.request_sent)
+        failed: HTTPRequestError = attempt_timeout(request, limit, error)
     else:
         failed = failure(error, request, max_bytes)
     failed.__cause__ = without_secrets(error)

@@ -36,6 +36,8 @@ class HTTPResponse(httpx.Response):
     _client_name: str | None = None
     _received_at: float | None = None
     _max_bytes: int | None = None
+    _verdict: httpx.HTTPStatusError | None = None
+    """What an event hook raised for the status: for the caller, unless the attempt is repeated."""
 
     @property
     def attempts(self) -> tuple[Attempt, ...]:
@@ -95,17 +97,21 @@ class HTTPResponse(httpx.Response):
             return f"{name}-le"  # without a mark at the beginning Python's own would fail; browsers take this one
         return name
 
-    @property
-    def json_data(self) -> Any:
-        """The body parsed as JSON: parsed once, and the same object on every access.
+    def json(self, **kwargs: Any) -> Any:
+        """The body parsed as JSON, anew each time; the arguments are those of `json.loads`.
 
         Raises `json.JSONDecodeError` or `UnicodeDecodeError` (both `ValueError`) when the body is no JSON.
         """
+        try:
+            return super().json(**kwargs)
+        except RecursionError:
+            raise json.JSONDecodeError("nested too deeply", "", 0) from None
+
+    @property
+    def json_data(self) -> Any:
+        """The body parsed as JSON: parsed once, and the same object on every access. Raises what `json()` raises."""
         if "_json_data" not in self.__dict__:
-            try:
-                self._json_data = self.json()
-            except RecursionError:
-                raise json.JSONDecodeError("nested too deeply", "", 0) from None
+            self._json_data = self.json()
         return self._json_data
 
     def parse(self, type_: type[T]) -> T:

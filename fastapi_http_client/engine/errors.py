@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import httpx
 
-E = TypeVar("E", bound=Exception)
+E = TypeVar("E", bound=BaseException)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import httpx
 
 from fastapi_http_client.engine.connect import open_connection
 from fastapi_http_client.engine.connection import Connection
+from fastapi_http_client.engine.errors import NOTHING_SENT, with_facts
 from fastapi_http_client.engine.parser import ResponseParser
 from fastapi_http_client.engine.sweeper import NEVER, Sweeper
 
@@ -167,6 +168,7 @@ class ConnectionPool:
                 connection.abort()
                 raise RuntimeError(CLOSED_MESSAGE)
         except BaseException as error:
+            with_facts(error, NOTHING_SENT)  # also a cancellation: whoever is the cause of it can tell then
             self._give_place_back()
             if self.closed and isinstance(error, httpx.ConnectTimeout):
                 raise RuntimeError(CLOSED_MESSAGE) from None

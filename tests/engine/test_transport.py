@@ -543,8 +543,9 @@ async def test_closing_ends_calls_that_are_connecting(make_client: MakeClient, t
     async with serve(hang) as up:
         client = make_client()
         connecting = asyncio.create_task(client.get(f"https://127.0.0.1:{up.port}/"))
-        while not up.open:
-            await asyncio.sleep(0.001)
+        async with asyncio.timeout(5):
+            while not up.open:
+                await asyncio.sleep(0.005)
         await transport_of(client).aclose()
         with pytest.raises(RuntimeError, match="has been closed"):
             await connecting
