@@ -41,6 +41,22 @@ def offline(**options: Any) -> AsyncHTTPClient:
 # -- where and when it may be used
 
 
+async def test_a_transport_is_entered_and_left_with_its_client() -> None:
+    seen = []
+
+    class Entered(httpx.MockTransport):
+        async def __aenter__(self) -> Entered:
+            seen.append("entered")
+            return self
+
+        async def __aexit__(self, *error: Any) -> None:
+            seen.append("left")
+
+    async with AsyncHTTPClient(transport=Entered(lambda _: httpx.Response(200))):
+        assert seen == ["entered"]
+    assert seen == ["entered", "left"]
+
+
 async def test_a_client_works_without_a_context_manager(upstream: HostileUpstream) -> None:
     client = AsyncHTTPClient(upstream.url())
     assert not client.is_closed
