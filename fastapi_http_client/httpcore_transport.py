@@ -157,7 +157,10 @@ class _Network(httpcore2.AnyIOBackend):
     """httpcore2's network, whose streams are mended."""
 
     async def connect_tcp(self, *args: Any, **kwargs: Any) -> httpcore2.AsyncNetworkStream:
-        stream = await super().connect_tcp(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        try:
+            stream = await super().connect_tcp(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        except ExceptionGroup as group:  # anyio's, for what is no OSError: an impossible port
+            raise httpcore2.ConnectError(str(group.exceptions[0])) from group
         return _Stream(stream)
 
 

@@ -29,6 +29,7 @@ from fastapi_http_client.errors import (
     RetryExhaustedError,
 )
 from fastapi_http_client.fake_clock import FakeClock
+from tests.faults import ENGINES
 from tests.hostile.upstream import HostileUpstream
 from tests.leaks import holds, seen_in
 from tests.scripted import Script, client_of
@@ -153,6 +154,15 @@ async def test_an_error_is_also_of_the_class_that_httpx_raises(raised: Any, retr
     assert type(error).__name__ in {"RetryExhaustedError", "HTTPTimeoutError", "HTTPRequestError"}
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is type(error)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+async def test_a_port_that_cannot_be_is_an_error_of_connecting(engine: Any) -> None:
+    async with AsyncHTTPClient(config=ClientConfig(engine=engine, retry_attempts=1)) as client:
+        with pytest.raises(httpx.ConnectError) as caught:
+            await client.get("http://127.0.0.1:123456/")
+    assert isinstance(caught.value, HTTPRequestError)
+    assert not caught.value.may_have_run
 
 
 async def test_too_many_redirects_are_also_what_httpx_calls_so() -> None:
