@@ -29,7 +29,6 @@ from fastapi_http_client.errors import (
     RetryExhaustedError,
 )
 from fastapi_http_client.fake_clock import FakeClock
-from tests.faults import ENGINES
 from tests.hostile.upstream import HostileUpstream
 from tests.leaks import holds, seen_in
 from tests.scripted import Script, client_of
@@ -156,9 +155,9 @@ async def test_an_error_is_also_of_the_class_that_httpx_raises(raised: Any, retr
     assert type(again) is type(error)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-async def test_a_port_that_cannot_be_is_an_error_of_connecting(engine: Any) -> None:
-    async with AsyncHTTPClient(config=ClientConfig(engine=engine, retry_attempts=1)) as client:
+@pytest.mark.usefixtures("engine")
+async def test_a_port_that_cannot_be_is_an_error_of_connecting() -> None:
+    async with AsyncHTTPClient(config=ClientConfig(retry_attempts=1)) as client:
         with pytest.raises(httpx.ConnectError) as caught:
             await client.get("http://127.0.0.1:123456/")
     assert isinstance(caught.value, HTTPRequestError)
@@ -365,17 +364,16 @@ AUTHS: dict[str, Callable[[], httpx.Auth]] = {
 }
 
 
-@pytest.mark.parametrize("engine", ["auto", "httpcore"])
 @pytest.mark.parametrize("auth", AUTHS.values(), ids=AUTHS.keys())
 @pytest.mark.parametrize(
     "path", ["/reset", "/close", "/reset-mid-body", "/bad-head/ssh", "/hang", "/drip", "/status/503"]
 )
 async def test_nothing_that_hangs_on_an_error_holds_a_credential(
-    upstream: HostileUpstream, path: str, auth: Callable[[], httpx.Auth], engine: Any, caplog: pytest.LogCaptureFixture
+    upstream: HostileUpstream, path: str, auth: Callable[[], httpx.Auth], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Texts, reprs, pickles, requests, causes and the ledger; tracebacks with local variables; logs at DEBUG."""
     caplog.set_level("DEBUG")
-    config = ClientConfig(timeout=0.1 if path in ("/hang", "/drip") else 5, engine=engine, retry_attempts=2)
+    config = ClientConfig(timeout=0.1 if path in ("/hang", "/drip") else 5, retry_attempts=2)
     async with AsyncHTTPClient(
         upstream.url("/"), config=config, auth=auth(), clock=FakeClock(), random=lambda: 0.5, name="api"
     ) as client:

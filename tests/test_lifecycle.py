@@ -22,15 +22,8 @@ from fastapi_http_client.middleware import Middleware
 from fastapi_http_client.models import HTTPRequest, HTTPResponse
 from fastapi_http_client.oauth2 import OAuth2ClientCredentials
 from fastapi_http_client.rate_limiter import TokenBucketRateLimiter
-from tests.faults import ENGINES, NOISE, nothing_left, use_engine
+from tests.faults import NOISE, nothing_left
 from tests.hostile.upstream import HostileUpstream
-
-
-@pytest.fixture(params=ENGINES, autouse=True)
-def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    use_engine(request.param, monkeypatch)
-    engine: str = request.param
-    return engine
 
 
 def offline(**options: Any) -> AsyncHTTPClient:
