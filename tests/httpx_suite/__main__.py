@@ -1,4 +1,4 @@
-"""httpx's own tests, with our client in the place of `httpx.AsyncClient` and of `httpx.Client`: `make httpx-suite`.
+"""httpx's own tests, with our client and response in the place of httpx's: `make httpx-suite`.
 
 The tests are those of the httpx that is installed. They are fetched from the package index into the virtual
 environment, once, and none of them is kept in this repository. `differences.py` says which may fail, and why.

@@ -17,9 +17,10 @@ import pytest
 import uvicorn.config
 from differences import DIFFERENCES, INAPPLICABLE, LEFT_OUT, Difference
 
-from fastapi_http_client import httpcore_transport
+from fastapi_http_client import HTTPResponse, httpcore_transport
 
 ENGINES = ("auto", "httpcore")
+ABOUT_RESPONSES = ("models/test_responses.py", "test_decoders.py")
 NEEDS = {"network": "the test needs more than this machine"}
 
 outcomes: Counter[str] = Counter()
@@ -61,11 +62,11 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool:
         name = name.partition("[")[0]
     inapplicable = _named(name, INAPPLICABLE)
     difference = inapplicable or _named(name, DIFFERENCES)
-    failed, uses_client = False, False
+    failed, is_about_us = False, False
     for engine in ENGINES if "server" in pyfuncitem.fixturenames else ENGINES[:1]:
         try:
             if difference is None or difference.engine not in (None, engine):
-                uses_client = _run(pyfuncitem, {"engine": engine})
+                is_about_us = _run(pyfuncitem, {"engine": engine})
             elif difference.options:
                 failed = _fails(pyfuncitem, engine, difference) or failed
                 _run(pyfuncitem, {"engine": engine, **difference.options})
@@ -79,7 +80,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool:
     if failed:
         shown[name] = True
     if not failed:
-        outcomes["pass" if uses_client or difference else "use no client"] += 1
+        outcomes["pass" if is_about_us or difference else "are about neither clients nor responses"] += 1
     elif difference.options:
         outcomes["pass with an option that docs/httpx.md names"] += 1
     else:
@@ -103,13 +104,16 @@ def _fails(item: pytest.Function, engine: str, difference: Difference) -> bool:
 
 
 def _run(item: pytest.Function, options: Mapping[str, Any]) -> bool:
-    """Run the test; whether it has made a client."""
+    """Run the test; whether it is about our client or our response."""
     arguments = {name: item.funcargs[name] for name in item._fixtureinfo.argnames}
-    with clients.running(options) as run:
+    is_about_responses = str(item.path).endswith(ABOUT_RESPONSES)
+    with clients.running(options) as run, pytest.MonkeyPatch.context() as patch:
+        if is_about_responses:
+            patch.setattr(httpx, "Response", HTTPResponse)
         result = item.obj(**arguments)
         if inspect.iscoroutine(result):
             run.wait_for(result)
-        return bool(run.clients)
+        return bool(run.clients) or is_about_responses
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -129,7 +133,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    terminalreporter.section(f"httpx {httpx.__version__}'s own tests, with our client in the place of httpx's")
+    terminalreporter.section(
+        f"httpx {httpx.__version__}'s own tests, with our client and response in the place of httpx's"
+    )
     for outcome, count in sorted(outcomes.items(), key=lambda one: -one[1]):
         terminalreporter.line(f"{count:5} {outcome}")
     for reason, count in reasons.items():
