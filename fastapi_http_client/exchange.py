@@ -18,7 +18,7 @@ import httpx
 from fastapi_http_client.call import Call
 from fastapi_http_client.clock import SYSTEM_CLOCK
 from fastapi_http_client.engine.errors import ResponseTooLargeError, exchange_facts
-from fastapi_http_client.errors import HTTPClientError, HTTPRequestError, HTTPTimeoutError, TimeoutPhase
+from fastapi_http_client.errors import HTTPClientError, HTTPRequestError, HTTPTimeoutError, TimeoutPhase, also
 from fastapi_http_client.fast import header_names
 from fastapi_http_client.models import HTTPResponse, as_http_response
 from fastapi_http_client.redaction import printable, redact_url, without_frames
@@ -226,8 +226,10 @@ def request_error(error: Exception, request: httpx.Request, what: str | None = N
         limit = (request.extensions.get("timeout") or {}).get(phase)
         within = "" if limit is None else f" within {limit:g} s"
         what = _WHAT[phase]
-        return HTTPTimeoutError(described(request, f"{what}{within} ({kind})"), phase=phase, **facts)
-    return HTTPRequestError(described(request, what or (f"{kind}: {text}" if text else kind)), **facts)
+        cls = also(HTTPTimeoutError, type(error))
+        return cls(described(request, f"{what}{within} ({kind})"), phase=phase, **facts)
+    message = described(request, what or (f"{kind}: {text}" if text else kind))
+    return also(HTTPRequestError, type(error))(message, **facts)
 
 
 def _phase(error: httpx.TimeoutException) -> TimeoutPhase:

@@ -411,12 +411,12 @@ class Authentication:
             history: list[httpx.Response] = []
             while True:
                 response = await call_next(call.attach(request))
+                response.history = [*history]
                 try:
                     if auth.requires_response_body:
                         await response.aread()
                     following = await flow.asend(response)
                 except StopAsyncIteration:
-                    response.history = history
                     return response
                 except BaseException:
                     await response.aclose()
