@@ -18,10 +18,10 @@ from pydantic import SecretStr
 
 from fastapi_http_client.client import AsyncHTTPClient
 from fastapi_http_client.config import ClientConfig, OAuth2Config
+from fastapi_http_client.edge.registry import HTTPClients
 from fastapi_http_client.errors import CircuitBreakerOpenError
 from fastapi_http_client.fleet import Fleet
 from fastapi_http_client.policies.circuit_breaker import Outcome
-from fastapi_http_client.registry import HTTPClients
 
 
 def _say(text: str) -> None:

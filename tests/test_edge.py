@@ -21,11 +21,11 @@ from starlette.routing import Router
 from starlette.testclient import TestClient
 
 from fastapi_http_client import AsyncHTTPClient, ClientConfig, HTTPClients, http_client
-from fastapi_http_client.asgi import cancel_on_disconnect
 from fastapi_http_client.context import current_context, get_request_id
-from fastapi_http_client.edge import install
+from fastapi_http_client.edge.asgi import cancel_on_disconnect
+from fastapi_http_client.edge.install import install
+from fastapi_http_client.edge.routes import STATE_KEY
 from fastapi_http_client.errors import ConfigurationError, HTTPClientError, HTTPRequestError
-from fastapi_http_client.registry import STATE_KEY
 from tests.servers import serve
 
 ID = {"X-Request-ID": "order-42"}

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from fastapi_http_client.config import ClientConfig, OAuth2Config
+from fastapi_http_client.edge.registry import HTTPClients
 from fastapi_http_client.errors import CircuitBreakerOpenError, ConfigurationError, RateLimitError
 from fastapi_http_client.fake_clock import FakeClock
 from fastapi_http_client.fleet import Fleet
@@ -26,7 +27,6 @@ from fastapi_http_client.fleet.circuit_breaker import FleetCircuitBreaker
 from fastapi_http_client.fleet.link import Link
 from fastapi_http_client.fleet.rate_limiter import FleetRateLimiter
 from fastapi_http_client.policies.circuit_breaker import CircuitState, Outcome, Ticket
-from fastapi_http_client.registry import HTTPClients
 from fastapi_http_client.stores.base import Store
 from fastapi_http_client.stores.memory import MemoryStore
 from fastapi_http_client.stores.redis import RedisStore

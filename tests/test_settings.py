@@ -409,7 +409,7 @@ def test_importing_the_package_reads_nothing() -> None:
         "    def items(self): raise AssertionError('all variables were read')\n"
         "    def seen(self, key): assert 'HTTP_CLIENT' not in str(key).upper(), key\n"
         "os.environ = Closed(os.environ)\n"
-        "from fastapi_http_client.registry import HTTPClients\n"
+        "from fastapi_http_client.edge.registry import HTTPClients\n"
         "HTTPClients(env_file='/nowhere', secrets_dir='/nowhere')\n"
     )
     environment = {**os.environ, "HTTP_CLIENT__A__TIMEOUT": "abc"}

@@ -9,9 +9,9 @@ from typing import Any
 from starlette.requests import HTTPConnection
 
 from fastapi_http_client.client import AsyncHTTPClient
+from fastapi_http_client.edge.registry import HOW_TO_START, HTTPClients
+from fastapi_http_client.edge.routes import STATE_KEY, ClientReference
 from fastapi_http_client.errors import ConfigurationError
-from fastapi_http_client.registry import HOW_TO_START, HTTPClients
-from fastapi_http_client.routes import STATE_KEY, ClientReference
 from fastapi_http_client.variables import client_name
 
 

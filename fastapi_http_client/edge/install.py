@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 from starlette.applications import Starlette
 from starlette.middleware.errors import ServerErrorMiddleware
 
-from fastapi_http_client.asgi import ASGIApp, Receive, RequestContextMiddleware, Scope, Send
 from fastapi_http_client.context import bad_argument
+from fastapi_http_client.edge.asgi import ASGIApp, Receive, RequestContextMiddleware, Scope, Send
+from fastapi_http_client.edge.problems import ProblemResponses
+from fastapi_http_client.edge.routes import STATE_KEY
 from fastapi_http_client.errors import HTTPClientError
-from fastapi_http_client.problems import ProblemResponses
-from fastapi_http_client.routes import STATE_KEY
 
 if TYPE_CHECKING:
-    from fastapi_http_client.registry import HTTPClients
+    from fastapi_http_client.edge.registry import HTTPClients
 
 
 def install(

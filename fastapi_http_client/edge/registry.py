@@ -16,14 +16,13 @@ import httpx
 
 from fastapi_http_client.client import AsyncHTTPClient
 from fastapi_http_client.config import ClientConfig
-from fastapi_http_client.edge import install
+from fastapi_http_client.edge.install import install
+from fastapi_http_client.edge.routes import STATE_KEY, client_references
 from fastapi_http_client.errors import ConfigurationError, Problem
 from fastapi_http_client.explain import explain
 from fastapi_http_client.fleet.fleet import PREFIX, Fleet
 from fastapi_http_client.lifecycle import shielded
 from fastapi_http_client.oauth2 import OAuth2ClientCredentials
-from fastapi_http_client.routes import STATE_KEY as STATE_KEY
-from fastapi_http_client.routes import client_references
 from fastapi_http_client.settings import (
     ClientSettings,
     EnvFiles,

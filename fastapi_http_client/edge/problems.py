@@ -41,7 +41,7 @@ from fastapi_http_client.redaction import printable
 
 MEDIA_TYPE = "application/problem+json"
 
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger("fastapi_http_client.problems")
 
 
 @dataclass(frozen=True, slots=True)
