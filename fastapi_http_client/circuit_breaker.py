@@ -7,6 +7,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from fastapi_http_client.clock import SYSTEM_CLOCK, Clock
 from fastapi_http_client.errors import CircuitBreakerOpenError, ConfigurationError, Problem
@@ -36,6 +37,9 @@ class CircuitBreaker:
     To make a call by hand: `admit()`, then `record()` with what it came to, whatever happens. Each change of state is
     logged once. Not bound to any event loop; not thread-safe.
     """
+
+    is_shared: ClassVar = False
+    """Whether all processes share the circuit; then it is asked by `await ask()`."""
 
     __slots__ = (
         "_circuit",

@@ -20,7 +20,6 @@ from fastapi_http_client.edge.install import install
 from fastapi_http_client.edge.routes import STATE_KEY, client_references
 from fastapi_http_client.errors import ConfigurationError, Problem
 from fastapi_http_client.explain import explain
-from fastapi_http_client.fleet.fleet import PREFIX, Fleet
 from fastapi_http_client.lifecycle import shielded
 from fastapi_http_client.oauth2 import OAuth2ClientCredentials
 from fastapi_http_client.settings import (
@@ -53,6 +52,7 @@ if TYPE_CHECKING:
     from fastapi_http_client.circuit_breaker import CircuitBreaker
     from fastapi_http_client.client import HTTPXOptions
     from fastapi_http_client.clock import Clock
+    from fastapi_http_client.fleet import Fleet
     from fastapi_http_client.middleware import Middleware
     from fastapi_http_client.rate_limiter import TokenBucketRateLimiter
 
@@ -351,13 +351,15 @@ class HTTPClients:
     def _build_fleet(self, settings: Settings, problems: list[Problem]) -> Fleet | None:
         """What the processes share, if there is a store; what is wrong with it goes to the problems."""
         given, options = self._store, settings.store_options
-        if isinstance(given, Fleet):
-            return given
         from_code = given is not None and not (isinstance(given, str) and settings.store)
         store = given if from_code else settings.store
         if store is None:
             problems.extend(Problem(name, f"needs {STORE}") for name in options)
             return None
+        from fastapi_http_client.fleet.fleet import PREFIX, Fleet  # only here: most services share nothing
+
+        if isinstance(store, Fleet):
+            return store
         places = {"processes": STORE_PROCESSES, "encryption_key": STORE_KEY}
         try:
             processes = _whole(options.get(STORE_PROCESSES))

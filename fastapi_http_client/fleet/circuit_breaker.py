@@ -39,6 +39,8 @@ class FleetCircuitBreaker(CircuitBreaker):
     While the store is away the circuit of this process decides; it begins as the fleet's was.
     """
 
+    is_shared = True
+
     __slots__ = (
         "_asking",
         "_failed_since",
