@@ -12,10 +12,10 @@ from pydantic import SecretStr
 
 from fastapi_http_client.config import APIKeyConfig, BasicConfig, BearerConfig, ClientConfig, OAuth2Config
 from fastapi_http_client.edge.registry import HTTPClients
-from fastapi_http_client.explain import longest_call
 from fastapi_http_client.middleware import LoggingMiddleware
 from fastapi_http_client.policies.retry import RetryPolicy
 from fastapi_http_client.rate_limiter import TokenBucketRateLimiter
+from fastapi_http_client.settings.explain import longest_call
 
 
 @pytest.fixture(autouse=True)

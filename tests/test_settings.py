@@ -16,11 +16,12 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from fastapi_http_client import settings as settings_module
 from fastapi_http_client.config import BearerConfig, ClientConfig, OAuth2Config
 from fastapi_http_client.errors import ConfigurationError, Problem
-from fastapi_http_client.settings import Settings, code_section, fields_set, load_settings, located, merge, warn_about
-from fastapi_http_client.variables import (
+from fastapi_http_client.settings import load as settings_module
+from fastapi_http_client.settings.load import Settings, load_settings, located
+from fastapi_http_client.settings.sections import code_section, fields_set, merge
+from fastapi_http_client.settings.variables import (
     OPTIONS,
     checked_prefix,
     client_name,
@@ -628,7 +629,7 @@ def test_http2_with_its_extra_is_no_problem(load: Load) -> None:
 def test_verification_that_is_off_is_warned_about(load: Load, caplog: pytest.LogCaptureFixture) -> None:
     settings = load({"HTTP_CLIENT__A__VERIFY_SSL": "off", "HTTP_CLIENT__B__TIMEOUT": "5"})
     with caplog.at_level(logging.WARNING):
-        warn_about(settings)
+        settings.warn()
     assert [(record.name, record.levelname, record.getMessage()) for record in caplog.records] == [
         (
             "fastapi_http_client.settings",

@@ -12,7 +12,7 @@ from fastapi_http_client.client import AsyncHTTPClient
 from fastapi_http_client.edge.registry import HOW_TO_START, HTTPClients
 from fastapi_http_client.edge.routes import STATE_KEY, ClientReference
 from fastapi_http_client.errors import ConfigurationError
-from fastapi_http_client.variables import client_name
+from fastapi_http_client.settings.variables import client_name
 
 
 @dataclass(frozen=True)

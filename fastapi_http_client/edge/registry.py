@@ -19,22 +19,10 @@ from fastapi_http_client.config import ClientConfig
 from fastapi_http_client.edge.install import install
 from fastapi_http_client.edge.routes import STATE_KEY, client_references
 from fastapi_http_client.errors import ConfigurationError, Problem
-from fastapi_http_client.explain import explain
 from fastapi_http_client.lifecycle import shielded
 from fastapi_http_client.oauth2 import OAuth2ClientCredentials
-from fastapi_http_client.settings import (
-    ClientSettings,
-    EnvFiles,
-    FilePath,
-    Section,
-    Settings,
-    code_section,
-    fields_set,
-    load_settings,
-    located,
-    warn_about,
-)
-from fastapi_http_client.variables import (
+from fastapi_http_client.settings.sections import Section, code_section, fields_set
+from fastapi_http_client.settings.variables import (
     STORE,
     STORE_KEY,
     STORE_PREFIX,
@@ -55,6 +43,7 @@ if TYPE_CHECKING:
     from fastapi_http_client.fleet import Fleet
     from fastapi_http_client.middleware import Middleware
     from fastapi_http_client.rate_limiter import TokenBucketRateLimiter
+    from fastapi_http_client.settings.load import ClientSettings, EnvFiles, FilePath, Settings
 
 RUNNING = "fastapi_http_client_running"
 """The attribute of `app.state` that holds all registries which the app's lifespan has started."""
@@ -224,6 +213,8 @@ class HTTPClients:
 
     def explain(self) -> str:
         """The settings of all clients with the origin of each value, secrets masked; read afresh when not running."""
+        from fastapi_http_client.settings.explain import explain
+
         settings = self._settings if self._phase == "running" and self._settings is not None else self._load()
         given = {name: declared.shown() for name, declared in self._declared.items()}
         for name, client in settings.clients.items():
@@ -318,7 +309,7 @@ class HTTPClients:
                     clients[name] = self._build(name, client)
                 except ConfigurationError as error:
                     found = error.problems or (Problem("", str(error)),)
-                    problems.extend(located(problem, name, self._prefix, client.origins) for problem in found)
+                    problems.extend(settings.located(name, problem) for problem in found)
             if problems:
                 raise ConfigurationError(_summary(problems), problems=problems)
             if self._fleet is not None:
@@ -328,10 +319,12 @@ class HTTPClients:
             with contextlib.suppress(Exception):  # why the start failed is what has to be seen
                 await shielded(_close(clients, 0.0))
             raise
-        warn_about(settings)
+        settings.warn()
         self._settings, self._clients, self._phase = settings, clients, "running"
 
     def _load(self) -> Settings:
+        from fastapi_http_client.settings.load import load_settings  # when an app starts, and not when it is imported
+
         code = {name: declared.section for name, declared in self._declared.items()}
         return load_settings(code, prefix=self._prefix, env_file=self._env_file, secrets_dir=self._secrets_dir)
 

@@ -9,7 +9,7 @@ from typing import Any
 from fastapi_http_client.config import ClientConfig
 from fastapi_http_client.policies.retry import RetryPolicy
 from fastapi_http_client.redaction import MASK, printable, redact_url
-from fastapi_http_client.settings import ClientSettings, Settings
+from fastapi_http_client.settings.load import ClientSettings, Settings
 
 _SECRET_HEADER = re.compile("auth|token|key|secret|passw|credential|session|cookie|sign", re.IGNORECASE)
 
