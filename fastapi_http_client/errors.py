@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import httpx
 
@@ -198,8 +198,7 @@ class AuthenticationError(HTTPClientError, httpx.HTTPError):
     """A credential could not be had, so nothing was sent."""
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(NamedTuple):
     """One thing wrong with a configuration: the argument's path (`auth.token`) and what is wrong, never a value."""
 
     argument: str

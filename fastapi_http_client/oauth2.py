@@ -28,7 +28,7 @@ Spawn = Callable[[Coroutine[Any, Any, Any]], "asyncio.Task[Any]"]
 MAX_LEEWAY = 60.0  # seconds before its end that a long-lived token is renewed
 LEEWAY_SHARE = 0.1  # the share of a short-lived one's life
 MIN_LIFETIME = 1.0  # an endpoint that says 0 or -1 must not cost a token call for every call
-_ERROR_CODE = re.compile(r"[a-z_]{1,40}")
+_ERROR_CODE = r"[a-z_]{1,40}"
 
 
 class OAuth2ClientCredentials(CredentialAuth):
@@ -253,7 +253,7 @@ def _error_code(response: httpx.Response) -> str:
         code = response.json().get("error")
     except (ValueError, AttributeError, RecursionError):
         return ""
-    return f" ({code})" if isinstance(code, str) and _ERROR_CODE.fullmatch(code) else ""
+    return f" ({code})" if isinstance(code, str) and re.fullmatch(_ERROR_CODE, code) else ""
 
 
 def _note_failure(task: asyncio.Task[None]) -> None:

@@ -26,7 +26,7 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _SCOPE_KEY: Final = "fastapi_http_client.request"
 _REQUEST_ID: Final = b"x-request-id"
-_HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_HEADER_NAME = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _MILLISECONDS = re.compile(rb"[0-9]{1,10}")
 _CANCELLED_METHODS: Final = frozenset({"GET", "HEAD"})
 _WATCH_AFTER: Final = 0.02
@@ -75,7 +75,7 @@ class RequestContextMiddleware:
     ) -> None:
         if request_timeout is not None:
             check_seconds("request_timeout", request_timeout)
-        if not isinstance(deadline_header, str) or not _HEADER_NAME.fullmatch(deadline_header):
+        if not isinstance(deadline_header, str) or not re.fullmatch(_HEADER_NAME, deadline_header):
             raise bad_argument("deadline_header", "must be a header name")
         self.app = app
         self._timeout = request_timeout

@@ -7,7 +7,6 @@ import contextlib
 import math
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -55,15 +54,15 @@ HOW_TO_START = (
 )
 
 
-@dataclass(frozen=True, slots=True)
 class _Declared:
     """What code says about one client."""
 
-    name: str
-    section: Section
-    """What the environment can override."""
-    arguments: dict[str, Any] = field(repr=False)
-    """What it cannot: objects, and httpx options that are no fields of `ClientConfig`."""
+    __slots__ = ("arguments", "name", "section")
+
+    def __init__(self, name: str, section: Section, arguments: dict[str, Any]) -> None:
+        self.name = name
+        self.section = section  # what the environment can override
+        self.arguments = arguments  # what it cannot: objects, and httpx options that are no fields of `ClientConfig`
 
     def shown(self) -> dict[str, str]:
         return {name: _kinds(value) for name, value in self.arguments.items() if value is not None and value != ()}

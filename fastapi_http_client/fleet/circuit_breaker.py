@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import secrets
 from collections.abc import Coroutine
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 from fastapi_http_client.circuit_breaker import CircuitBreaker, StateChange
@@ -21,11 +22,14 @@ MOST_OUTCOMES = 500  # told at once, whatever the time
 _LETTERS = {Outcome.SUCCESS: SUCCESS, Outcome.FAILURE: FAILURE, Outcome.IGNORED: IGNORED}
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class SharedTicket(Ticket):
     """A ticket of the store's. `expires` is by this process's clock."""
 
-    probe: str = ""
+    __slots__ = ("probe",)
+
+    def __init__(self, epoch: int, expires: float = math.inf, probe: str = "") -> None:
+        super().__init__(epoch, expires)
+        self.probe = probe
 
 
 class FleetCircuitBreaker(CircuitBreaker):

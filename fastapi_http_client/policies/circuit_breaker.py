@@ -12,8 +12,8 @@ that ends by itself: a probe that hangs, or whose caller is gone, cannot keep th
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from enum import Enum, StrEnum, auto
+from typing import NamedTuple
 
 _RESOLUTION = 1e-9  # seconds; timers may end this much early, and who slept as long as it was told shall not be refused
 
@@ -33,16 +33,17 @@ class Outcome(Enum):
     """It says nothing: cancelled, refused by ourselves, a 429."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Ticket:
     """The right to make one call, to be handed back with its outcome."""
 
-    epoch: int
-    expires: float = math.inf  # the end of a probe's lease
+    __slots__ = ("epoch", "expires")
+
+    def __init__(self, epoch: int, expires: float = math.inf) -> None:
+        self.epoch = epoch
+        self.expires = expires  # the end of a probe's lease
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(NamedTuple):
     """No call now. `seconds`, always above 0, is the time until the next probe can be admitted."""
 
     seconds: float

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel
@@ -34,14 +33,16 @@ class Origin(NamedTuple):
         return f"{self.name}, key {self.key}" if self.key else self.name
 
 
-@dataclass(frozen=True, slots=True)
 class Setting:
-    """One value as it was given."""
+    """One value as it was given. It may be a secret, which the repr does not show."""
 
-    value: Any
-    origin: Origin
+    __slots__ = ("origin", "value")
 
-    def __repr__(self) -> str:  # the value may be a secret
+    def __init__(self, value: Any, origin: Origin) -> None:
+        self.value = value
+        self.origin = origin
+
+    def __repr__(self) -> str:
         return f"Setting({self.origin})"
 
 
