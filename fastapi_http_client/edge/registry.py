@@ -34,8 +34,6 @@ from fastapi_http_client.settings.variables import (
 if TYPE_CHECKING:
     from typing import Self, Unpack
 
-    from starlette.applications import Starlette
-
     from fastapi_http_client.circuit_breaker import CircuitBreaker
     from fastapi_http_client.client import HTTPXOptions
     from fastapi_http_client.clock import Clock
@@ -157,31 +155,7 @@ class HTTPClients:
         }
         self._declared[normal] = _Declared(name, code_section(normal, fields), arguments)
 
-    def install(
-        self,
-        app: Starlette,
-        *,
-        request_timeout: float | None = None,
-        deadline_header: str = "X-Request-Timeout-Ms",
-        trust_deadline_header: bool = False,
-        cancel_on_disconnect: bool = True,
-        problem_responses: bool = True,
-        expose_client_names: bool = False,
-    ) -> None:
-        """Give an app's requests their context and their callers proper answers: see `edge.install`.
-
-        To be called before the app starts, and again for a mounted app, whose handlers are its own.
-        """
-        install(
-            app,
-            self,
-            request_timeout=request_timeout,
-            deadline_header=deadline_header,
-            trust_deadline_header=trust_deadline_header,
-            cancel_on_disconnect=cancel_on_disconnect,
-            problem_responses=problem_responses,
-            expose_client_names=expose_client_names,
-        )
+    install = install  # with this registry as its first argument
 
     # -- using ---------------------------------------------------------------------------------------------------
 
