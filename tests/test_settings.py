@@ -590,6 +590,23 @@ def test_options_that_contradict_each_other_are_all_named(load: Load) -> None:
     ]
 
 
+def test_a_contradiction_with_the_default_section_says_how_to_leave_the_others_alone(load: Load) -> None:
+    variables = {"HTTP_CLIENT__DEFAULT__TOTAL_TIMEOUT": "20", "HTTP_CLIENT__A__TIMEOUT": "60"}
+    assert problems(load(variables)) == [
+        "HTTP_CLIENT__A__TIMEOUT, HTTP_CLIENT__DEFAULT__TOTAL_TIMEOUT: timeout (60) is above total_timeout (20); "
+        "for this client alone, set HTTP_CLIENT__A__TOTAL_TIMEOUT"
+    ]
+    whole = {"http-client--default": '{"total_timeout": 20}'}
+    assert problems(load(whole, {"a": {"timeout": 60.0}})) == [
+        'clients["a"].timeout, http-client--default, key total_timeout: timeout (60) is above total_timeout (20); '
+        "for this client alone, set HTTP_CLIENT__A__TOTAL_TIMEOUT"
+    ]
+    both = {"HTTP_CLIENT__DEFAULT__TOTAL_TIMEOUT": "20", "HTTP_CLIENT__DEFAULT__TIMEOUT": "60"}
+    assert problems(load({**both, "HTTP_CLIENT__A__HTTP2": "off"})) == [
+        "HTTP_CLIENT__DEFAULT__TIMEOUT, HTTP_CLIENT__DEFAULT__TOTAL_TIMEOUT: timeout (60) is above total_timeout (20)"
+    ]
+
+
 def test_a_default_that_was_not_set_gives_way(load: Load) -> None:
     settings = load({"HTTP_CLIENT__A__TOTAL_TIMEOUT": "10"}, {"a": fields_set(ClientConfig(connect_timeout=2))})
     assert config(settings, "a").timeout == 10.0

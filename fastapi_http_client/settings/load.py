@@ -397,7 +397,12 @@ def located(problem: Problem, client: str, prefix: str, origins: Mapping[str, Or
         return Problem(variable(prefix, client, *option), "is missing" if message == "Field required" else message)
     if origin is None:  # the message names the options, which contradict each other, say
         words = [path for word in re.findall(r"\w+", message) for path in (word, f"auth.{word}")]
-        places = dict.fromkeys(origins[path].argument for path in words if path in origins)
+        given = {path: origins[path] for path in words if path in origins}
+        shared = [path for path, origin in given.items() if _is_of_default(origin, prefix)]
+        if 0 < len(shared) < len(given):
+            own = ", ".join(variable(prefix, client, *path.split(".")) for path in shared)
+            message = f"{message}; for this client alone, set {own}"
+        places = dict.fromkeys(origin.argument for origin in given.values())
         return Problem(", ".join(places) or variable(prefix, client), message)
     if message == "unknown option":
         guess = closest(path.removeprefix("auth."), AUTH_FIELDS)
@@ -405,6 +410,11 @@ def located(problem: Problem, client: str, prefix: str, origins: Mapping[str, Or
             guess = f"{origin.name.rpartition(SEPARATOR)[0]}{SEPARATOR}{guess.upper()}"
         message = _unknown_option(guess)
     return Problem(origin.argument, message)
+
+
+def _is_of_default(origin: Origin, prefix: str) -> bool:
+    default = normalise(f"{prefix}{DEFAULT}")
+    return normalise(origin.name) == default or normalise(origin.name).startswith(default + SEPARATOR)
 
 
 def _origin_of(path: str, origins: Mapping[str, Origin]) -> Origin | None:
