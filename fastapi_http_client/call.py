@@ -27,26 +27,14 @@ class Call:
     middlewares and tasks.
     """
 
-    __slots__ = (
-        "attempt_began",
-        "attempts",
-        "auth",
-        "client_name",
-        "clock",
-        "deadline",
-        "follow_redirects",
-        "home",
-        "idempotency_key",
-        "origins",
-        "outcome",
-        "resends",
-        "retry",
-        "secret_params",
-        "started",
-        "stream",
-        "total_timeout",
-        "url_template",
-    )
+    # What most calls begin and end with, so that only what differs is set.
+    deadline: float | None = None  # on the call's clock; None: no limit for the whole call
+    resends = 0  # requests already sent for this call: retries, redirects and 401 replays
+    idempotency_key: str | None = None
+    at_home = False  # whether its address is surely at home: a path below the client's base URL
+    home = True  # whether this hop goes to one of the client's own origins
+    outcome: HTTPResponse | HTTPClientError | None = None  # of an attempt that the pipeline did not make itself
+    attempt_began = 0.0  # when that one did
 
     def __init__(
         self,
@@ -73,15 +61,7 @@ class Call:
         self.url_template = url_template
         self.secret_params = secret_params  # query keys to mask, beside the well-known ones
         self.started = clock.monotonic()
-        self.deadline: float | None = None  # on the call's clock; None: no limit for the whole call
         self.attempts: list[Attempt] = []
-        self.resends = 0  # requests already sent for this call: retries, redirects and 401 replays
-        self.idempotency_key: str | None = None
-        self.home = True  # whether this hop goes to one of the client's own origins
-        self.outcome: HTTPResponse | HTTPClientError | None = (
-            None  # of an attempt that the pipeline did not make itself
-        )
-        self.attempt_began = self.started  # when that one did
 
     def limit(self) -> float | None:
         """Seconds that the whole call may take from now on, and from now on its deadline; None: as long as it likes."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -133,6 +134,7 @@ _SHARED_FIELDS = frozenset(
     or name in ("verify_ssl", "ca_file", "proxy", "trust_env", "http2", "engine", "retry_budget", "persist_cookies")
 ) - {"rate_limit_max_wait"}
 
+_NO_OPTIONS: Mapping[str, Any] = {}
 _OPTIONS = "fastapi_http_client.options"  # what a verb passes to send(), in the request's extensions
 
 
@@ -312,7 +314,7 @@ class AsyncHTTPClient(httpx.AsyncClient):
         `path_params` fills the `{fields}` of the path, each value percent-quoted whole. Raises `HTTPRequestError` (also
         a `ValueError`) for an address that cannot be used.
         """
-        extensions = dict(extensions or {})
+        extensions = dict(extensions) if extensions else {}
         template = None
         if path_params is not None:
             template = str(url)
@@ -417,11 +419,11 @@ class AsyncHTTPClient(httpx.AsyncClient):
             self._take_base_url()
         if Call.is_on(request):  # the same object is sent again, perhaps while its first call is still going on
             request = _fresh(request)
-        options = request.extensions.get(_OPTIONS) or {}
         if "timeout" not in request.extensions:
             request.extensions = {**request.extensions, "timeout": self.timeout.as_dict()}
         auth = self.auth if auth is USE_CLIENT_DEFAULT else build_auth(auth)
-        if request.url.userinfo:
+        at_home = self._join.is_below(request.url)
+        if not at_home and request.url.userinfo:
             auth = auth or BasicAuth(request.url.username, request.url.password)
             request = _fresh(request)
             request.url = request.url.copy_with(username=None, password=None)
@@ -432,10 +434,11 @@ class AsyncHTTPClient(httpx.AsyncClient):
             follow_redirects=self.follow_redirects
             if follow_redirects is USE_CLIENT_DEFAULT
             else bool(follow_redirects),
-            **options,
+            **request.extensions.get(_OPTIONS, _NO_OPTIONS),
         )
         call.attach(request)
-        if self._origins and origin(request.url) not in self._origins:
+        call.at_home = at_home
+        if not at_home and self._origins and origin(request.url) not in self._origins:
             raise HTTPRequestError(
                 f"{self.name or 'AsyncHTTPClient'}: {request.method} {redact_url(request.url)} refused: the client's "
                 "credentials are for another origin (allowed_origins adds to base_url)",
@@ -446,11 +449,12 @@ class AsyncHTTPClient(httpx.AsyncClient):
             )
         self.lifecycle.enter()
         try:
-            response = None
             if self._fast_attempt is not None and not stream:
-                response = await self._fast_attempt(request)
-            if response is None:
-                response = await self.lifecycle.until_closed(self._handler(request))
+                answer = await self._fast_attempt(request)
+                if answer is not None:
+                    self.lifecycle.leave()
+                    return answer
+            response = await self.lifecycle.until_closed(self._handler(request))
         except ClientStateError as error:
             self.lifecycle.leave()
             error.request = request
@@ -508,17 +512,20 @@ class AsyncHTTPClient(httpx.AsyncClient):
 
         On another event loop than that of its calls it raises `ClientStateError`, unless that loop is gone.
         """
+        await self._end(super().aclose)
+
+    async def _end(self, close_transports: Callable[[], Awaitable[None]]) -> None:
         if self._owner is not None or self.lifecycle.closed:
             return
         if not self.lifecycle.is_stranded:
             self.lifecycle.check_loop()
-        await shielded(self._close())
+        await shielded(self._close(close_transports))
 
-    async def _close(self) -> None:
+    async def _close(self, close_transports: Callable[[], Awaitable[None]]) -> None:
         for task in self.lifecycle.close():
             await _ended(task)
         if not self.lifecycle.is_stranded:
-            await super().aclose()
+            await close_transports()
 
     async def __aenter__(self) -> Self:
         if self._owner is None:
@@ -531,7 +538,7 @@ class AsyncHTTPClient(httpx.AsyncClient):
         exc_value: BaseException | None = None,
         traceback: TracebackType | None = None,
     ) -> None:
-        await self.aclose()
+        await self._end(functools.partial(super().__aexit__, exc_type, exc_value, traceback))
 
     def __repr__(self) -> str:
         name = f"{self.name!r}, " if self.name else ""

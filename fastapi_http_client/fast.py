@@ -21,6 +21,15 @@ def is_plain(method: str, options: Mapping[str, Any]) -> bool:
     return method in _WITHOUT_BODY and options.keys() <= {"headers", "timeout"}
 
 
+def entries(headers: httpx.Headers) -> list[Any]:
+    """What the headers are made of, to be compared and not to be changed: `headers.raw` makes new pairs each time.
+
+    A private attribute of httpx (as of 0.28); without it, the public way does.
+    """
+    found: list[Any] | None = getattr(headers, "_list", None)
+    return headers.raw if found is None else found
+
+
 class PlainRequest(httpx.Request):
     """A request without a body, made of parts that need no looking at."""
 
@@ -37,16 +46,17 @@ class PlainRequests:
     """Builds plain requests: httpx would copy the headers four times, and encode a body of nothing.
 
     The client's default headers, with the `Host` of the last request before them, are kept from call to call for as
-    long as they stay the same: `headers` are those of the last request that had none of its own.
+    long as they stay the same: `entries` are those of the last request that had none of its own.
     """
 
-    __slots__ = ("_defaults", "_merged", "_netloc", "headers")
+    __slots__ = ("_defaults", "_merged", "_netloc", "_url", "entries")
 
     def __init__(self) -> None:
-        self._defaults: list[tuple[bytes, bytes]] | None = None
+        self._defaults: list[Any] | None = None
+        self._url: httpx.URL | None = None
         self._netloc = b""
         self._merged = httpx.Headers()
-        self.headers: list[tuple[bytes, bytes]] = []
+        self.entries: list[Any] = []
 
     def request(
         self, method: str, url: httpx.URL, defaults: httpx.Headers, own: Any, extensions: dict[str, Any]
@@ -54,18 +64,19 @@ class PlainRequests:
         if own:
             headers = httpx.Headers(defaults)
             headers.update(own)
-            headers = _with_host(headers, url)
-        else:
-            headers = self._with_defaults(defaults, url)
-        return PlainRequest(method, url, headers, extensions)
+            return PlainRequest(method, url, _with_host(headers, url), extensions)
+        if url is not self._url or entries(defaults) != self._defaults:
+            self._renew(defaults, url)
+        return PlainRequest(method, url, self._merged, extensions)
 
-    def _with_defaults(self, defaults: httpx.Headers, url: httpx.URL) -> httpx.Headers:
-        raw, netloc = defaults.raw, url.netloc
-        if raw != self._defaults or netloc != self._netloc:
-            self._merged = _with_host(defaults, url)
-            self._defaults, self._netloc = raw, netloc
-            self.headers = self._merged.raw
-        return self._merged  # a request copies the headers that it is given
+    def _renew(self, defaults: httpx.Headers, url: httpx.URL) -> None:
+        now, netloc = entries(defaults), url.netloc
+        self._url = url
+        if now == self._defaults and netloc == self._netloc:
+            return
+        self._merged = _with_host(defaults, url)
+        self._defaults, self._netloc = list(now), netloc
+        self.entries = list(entries(self._merged))
 
 
 def _with_host(headers: httpx.Headers, url: httpx.URL) -> httpx.Headers:

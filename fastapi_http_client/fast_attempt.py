@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Container
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
@@ -22,39 +22,45 @@ from fastapi_http_client.auth import CredentialAuth
 from fastapi_http_client.call import Call
 from fastapi_http_client.circuit_breaker import CircuitBreaker
 from fastapi_http_client.clock import SYSTEM_CLOCK
-from fastapi_http_client.engine.errors import DeadlineExceededError, exchange_facts
+from fastapi_http_client.engine.errors import DeadlineExceededError
+from fastapi_http_client.engine.pool import OriginKey
 from fastapi_http_client.engine.request import HeaderLines, OutgoingRequest, encode
 from fastapi_http_client.engine.response import received_response
 from fastapi_http_client.engine.sweeper import NEVER
 from fastapi_http_client.engine.transport import origin_key
-from fastapi_http_client.errors import Attempt, HTTPRequestError
+from fastapi_http_client.errors import HTTPRequestError
 from fastapi_http_client.exchange import failure, total_timeout, without_secrets
-from fastapi_http_client.fast import NO_BODY, header_names
+from fastapi_http_client.fast import NO_BODY, PlainRequest, entries
 from fastapi_http_client.models import HTTPResponse
 from fastapi_http_client.pipeline import HAIR, attempt_limit, attempt_timeout, outcome_of, outcome_of_error
-from fastapi_http_client.policies.circuit_breaker import CircuitState, Outcome
+from fastapi_http_client.policies.circuit_breaker import Outcome
 from fastapi_http_client.policies.retry import NON_IDEMPOTENT
 from fastapi_http_client.propagation import Propagation
 from fastapi_http_client.rate_limiter import TokenBucketRateLimiter
 from fastapi_http_client.server_limit import HINTS
 from fastapi_http_client.telemetry import ClientSpan
-from fastapi_http_client.transport import engine_of
+from fastapi_http_client.transport import engine_for_plain, engine_of
 
 if TYPE_CHECKING:
     from fastapi_http_client.client import AsyncHTTPClient
 
 _TO_BE_SETTLED = HINTS | {b"content-encoding"}
 """Headers of a response that somebody has to look at."""
+_HARMLESS_EXTENSIONS = frozenset({"timeout", "fastapi_http_client", "fastapi_http_client.options"})
+"""Extensions of a request that are not for the network."""
 
 
 class FastAttempt:
     """Makes the first attempt of a client's ordinary calls."""
 
     __slots__ = (
+        "_adds_keys",
         "_breaker",
         "_client",
         "_credential",
-        "_headers",
+        "_entries",
+        "_home",
+        "_key",
         "_limiter",
         "_lines",
         "_names",
@@ -68,8 +74,11 @@ class FastAttempt:
         self._limiter = client.rate_limiter
         self._propagation = Propagation.of(client.config)
         self._span = ClientSpan(client.name)
+        self._adds_keys = client.config.idempotency_keys
+        self._home: httpx.URL | None = None
+        self._key: OriginKey
         # The headers of the last request without any of its own, written and checked.
-        self._headers: list[tuple[bytes, bytes]] | None = None
+        self._entries: list[Any] | None = None
         self._credential: tuple[bytes, bytes] | None = None
         self._names: set[str] = set()
         self._lines: HeaderLines | None = None
@@ -92,53 +101,55 @@ class FastAttempt:
         client = self._client
         call = Call.of(request)
         hooks = client.event_hooks
-        if (
-            hooks["request"]
-            or hooks["response"]
-            or not isinstance(request.stream, httpx.ByteStream)
-            or (client.config.idempotency_keys and request.method in NON_IDEMPOTENT)
-            or "target" in request.extensions
-        ):
+        if hooks["request"] or hooks["response"] or client.server_limit.is_pausing:
             return None
         auth = call.auth
         if auth is not None and not (isinstance(auth, CredentialAuth) and auth.has_fixed_header):
             return None
-        engine = engine_of(client._transport_for_url(request.url), request)
+        transport = client._transport_for_url(request.url)
+        is_plain = (
+            type(request) is PlainRequest
+            and request.stream is NO_BODY
+            and entries(request.headers) == client.plain_requests.entries
+            and request.extensions.keys() <= _HARMLESS_EXTENSIONS
+        )
+        if is_plain:
+            engine = engine_for_plain(transport)
+        elif (
+            not isinstance(request.stream, httpx.ByteStream)
+            or (self._adds_keys and request.method in NON_IDEMPOTENT)
+            or "target" in request.extensions
+        ):
+            return None
+        else:
+            engine = engine_of(transport, request)
         if engine is None:
             return None
-        within = NEVER
         of_call, of_attempt = call.limit(), attempt_limit(request)
-        if of_attempt is not None:
-            within = of_attempt + HAIR
+        within = NEVER if of_attempt is None else of_attempt + HAIR
         if of_call is not None:
             if of_call <= 0:
                 return None
             within = min(within, of_call)
-        if client.server_limit.is_pausing:
-            return None
         breaker, ticket = self._breaker, None
         if breaker is not None:
-            if breaker.state is not CircuitState.CLOSED:
+            ticket = breaker.admit_if_closed()
+            if ticket is None:
                 return None
-            ticket = breaker.admit(lease=(of_attempt or 0.0) + breaker.recovery_timeout)
         if self._limiter is not None and not self._limiter.try_acquire():
             return None  # the ticket of a closed circuit need not be given back
 
         observed = self._span.observe(request)
         outcome = Outcome.IGNORED
-        call.resends += 1
+        call.resends = 1
         call.attempt_began = call.clock.monotonic()
         started = SYSTEM_CLOCK.monotonic()
         try:
-            exchange = await engine.exchange(
-                origin_key(request),
-                self._encoded(request, call, auth),
-                request,
-                max_bytes=client.max_bytes,
-                within=within,
-            )
+            outgoing = self._written(request, call, auth) if is_plain else self._encoded(request, call, auth)
+            key = self._home_key(client) if call.at_home and is_plain else origin_key(request)
+            exchange = await engine.exchange(key, outgoing, request, max_bytes=client.max_bytes, within=within)
             response = received_response(exchange, request, HTTPResponse)
-            if header_names(exchange.headers).isdisjoint(_TO_BE_SETTLED):
+            if exchange.header_names.isdisjoint(_TO_BE_SETTLED):
                 response.default_encoding = client.default_encoding
                 response._client_name = call.client_name
                 response._max_bytes = client.max_bytes
@@ -171,23 +182,30 @@ class FastAttempt:
             call.outcome = response
             return None
         client.retry_budget.earn()
-        response.attempts = (Attempt(1, status, None, call.clock.monotonic() - call.attempt_began),)
+        response.only_attempt_took(call.clock.monotonic() - call.attempt_began)
         return response
 
-    def _encoded(self, request: httpx.Request, call: Call, auth: CredentialAuth | None) -> OutgoingRequest:
-        """The request as it goes on the wire: nothing that shows its credential is left in a frame of a traceback."""
+    def _home_key(self, client: AsyncHTTPClient) -> OriginKey:
+        if client.base_url is not self._home:
+            self._home = client.base_url
+            self._key = origin_key(httpx.Request("GET", self._home))
+        return self._key
+
+    def _written(self, request: httpx.Request, call: Call, auth: CredentialAuth | None) -> OutgoingRequest:
+        """A plain request as it goes on the wire; nothing that shows the credential is left in a traceback's frame."""
         credential = None if auth is None else auth.fixed_header()
-        headers = request.headers.raw
-        known = self._client.plain_requests.headers
-        if headers == known and request.stream is NO_BODY:
-            if known is not self._headers or credential != self._credential:
-                self._lines = HeaderLines(_signed(headers, credential))
-                self._names = set(request.headers.keys())
-                self._headers, self._credential = known, credential
-            assert self._lines is not None
-            return self._lines.request(request.method, request.url.raw_path, self._context(call, self._names))
+        known = self._client.plain_requests.entries
+        if self._lines is None or known is not self._entries or credential != self._credential:
+            self._lines = HeaderLines(_signed(request.headers.raw, credential))
+            self._names = set(request.headers.keys())
+            self._entries, self._credential = known, credential
+        return self._lines.request(request.method, request.url.raw_path, self._context(call, self._names))
+
+    def _encoded(self, request: httpx.Request, call: Call, auth: CredentialAuth | None) -> OutgoingRequest:
+        """The same for any other request."""
+        headers = _signed(request.headers.raw, None if auth is None else auth.fixed_header())
         context = self._context(call, request.headers.keys())
-        return encode(request.method, request.url.raw_path, [*_signed(headers, credential), *context], request.stream)
+        return encode(request.method, request.url.raw_path, [*headers, *context], request.stream)
 
     def _context(self, call: Call, present: Container[str]) -> list[tuple[bytes, bytes]]:
         headers = self._propagation.context_headers(call, present)
@@ -197,7 +215,7 @@ class FastAttempt:
         """The error to raise when it is not just the attempt that is over: the client was closed, or time is up."""
         if self._client.lifecycle.closed:
             return self._client.lifecycle.closed_meanwhile(may_have_run=True)
-        return total_timeout(request) if timed_out and isinstance(error, DeadlineExceededError) else None
+        return total_timeout(request, error) if timed_out and isinstance(error, DeadlineExceededError) else None
 
 
 def _signed(headers: list[tuple[bytes, bytes]], credential: tuple[bytes, bytes] | None) -> list[tuple[bytes, bytes]]:
@@ -212,8 +230,7 @@ def _failed(error: Exception, request: httpx.Request, max_bytes: int | None, lim
     if isinstance(error, HTTPRequestError):
         return error
     if isinstance(error, DeadlineExceededError) and limit is not None:
-        facts = exchange_facts(error)
-        failed: HTTPRequestError = attempt_timeout(request, limit, may_have_run=facts is None or facts.request_sent)
+        failed: HTTPRequestError = attempt_timeout(request, limit, error)
     else:
         failed = failure(error, request, max_bytes)
     failed.__cause__ = without_secrets(error)

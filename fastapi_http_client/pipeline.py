@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Protocol, TypeGuard, TypeVar
 
 import httpx
@@ -23,11 +24,10 @@ from fastapi_http_client.errors import (
     CircuitBreakerOpenError,
     HTTPClientError,
     HTTPRequestError,
-    HTTPResponseError,
     HTTPTimeoutError,
     RateLimitError,
 )
-from fastapi_http_client.exchange import Body, described, total_timeout
+from fastapi_http_client.exchange import Body, described, total_timeout, was_never_sent
 from fastapi_http_client.fast import wire_copy
 from fastapi_http_client.middleware import Middleware
 from fastapi_http_client.models import HTTPResponse, as_http_response
@@ -114,7 +114,7 @@ class Deadline:
         except TimeoutError as error:
             if not scope.expired():
                 raise
-            raise total_timeout(request) from error
+            raise total_timeout(request, error) from error
 
 
 class UserMiddleware:
@@ -127,16 +127,53 @@ class UserMiddleware:
 
     async def __call__(self, request: httpx.Request, call_next: Handler) -> HTTPResponse:
         call = Call.of(request)
+        got: list[HTTPResponse] = []  # of a streamed call, for they hold a connection each
 
         async def go_on(next_request: httpx.Request) -> HTTPResponse:
-            return await call_next(call.attach(next_request))
+            response = await call_next(call.attach(next_request))
+            if call.stream:
+                got.append(response)
+            return response
 
-        response = await self._handle(request, self._client, go_on)
-        if not isinstance(response, httpx.Response):
-            raise TypeError(f"{self.name}.handle returned {type(response).__name__}, not an httpx.Response")
+        try:
+            response = await self._handle(request, self._client, go_on)
+            if not isinstance(response, httpx.Response):
+                raise TypeError(f"{self.name}.handle returned {type(response).__name__}, not an httpx.Response")
+        except BaseException:
+            await _close(got)
+            raise
         if response._request is None:  # its own answer, from a cache, say
             response.request = request
+        others = [other for other in got if other is not response and not other.is_closed]
+        if others:
+            if isinstance(response.stream, httpx.AsyncByteStream) and not response.is_closed:
+                response.stream = _MadeOf(others, response.stream)
+            else:
+                await _close(others)
         return as_http_response(response)
+
+
+class _MadeOf(httpx.AsyncByteStream):
+    """The body of a middleware's own answer, which may read those of the responses that it got: they end with it."""
+
+    def __init__(self, responses: list[HTTPResponse], body: httpx.AsyncByteStream) -> None:
+        self._responses = responses
+        self._body = body
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for chunk in self._body:
+            yield chunk
+
+    async def aclose(self) -> None:
+        try:
+            await self._body.aclose()
+        finally:
+            await _close(self._responses)
+
+
+async def _close(responses: list[HTTPResponse]) -> None:
+    for response in responses:
+        await response.aclose()
 
 
 # -- once per attempt --------------------------------------------------------------------------------------------
@@ -206,9 +243,6 @@ class CircuitBreaking:
             return response
         except HTTPRequestError as error:
             outcome = outcome_of_error(error)
-            raise
-        except HTTPResponseError as error:  # an event hook raised it for the response's status
-            outcome = outcome_of(error.status_code)
             raise
         finally:
             ticket = request.extensions.pop(_TICKET, None)
@@ -382,12 +416,12 @@ class Authentication:
             history: list[httpx.Response] = []
             while True:
                 response = await call_next(call.attach(request))
+                response.history = [*history]
                 try:
                     if auth.requires_response_body:
                         await response.aread()
                     following = await flow.asend(response)
                 except StopAsyncIteration:
-                    response.history = history
                     return response
                 except BaseException:
                     await response.aclose()
@@ -408,7 +442,7 @@ class AttemptTimeout:
         limit = attempt_limit(request)
         if limit is None:
             return await call_next(request)
-        # A hair later than httpx's own limits, so that their error, which names the phase, comes first.
+        # A hair later than the engine's own limits, so that their error, which names the phase, comes first.
         scope = asyncio.timeout(limit + HAIR)
         try:
             async with scope:
@@ -416,21 +450,24 @@ class AttemptTimeout:
         except TimeoutError as error:
             if not scope.expired():
                 raise
-            raise attempt_timeout(request, limit) from without_frames(error)
+            raise attempt_timeout(request, limit, error) from without_frames(error)
 
 
-HAIR = 0.03  # seconds; the engine looks at its limits every 10 ms
+HAIR = 0.03  # seconds: more than the engine needs to notice that a limit has passed
 
 
-def attempt_timeout(request: httpx.Request, limit: float, *, may_have_run: bool = True) -> HTTPTimeoutError:
+def attempt_timeout(request: httpx.Request, limit: float, cut_off: Exception) -> HTTPTimeoutError:
+    """The error for an attempt that took longer than `limit` seconds; `cut_off` says what it was doing then."""
     call = Call.of(request)
+    unsent = was_never_sent(cut_off)  # it was still connecting, after a wait for the pool, say
+    what = "could not connect" if unsent else "no complete response"
     return HTTPTimeoutError(
-        described(request, f"no complete response within {limit:g} s"),
-        phase="attempt",
+        described(request, f"{what} within {limit:g} s"),
+        phase="connect" if unsent else "attempt",
         request=request,
         client=call.client_name,
         attempts=call.attempts,
-        may_have_run=may_have_run,
+        may_have_run=not unsent,
     )
 
 

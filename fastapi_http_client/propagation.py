@@ -124,11 +124,12 @@ class Propagation:
         if self._off:
             return {}
         ours = dict(_trace_headers(with_baggage=self._internal))
-        if "baggage" in present:
-            ours.pop("baggage", None)
-        if any(name in present for name in ours if name != "baggage"):
-            # The fields of a trace belong together: our `tracestate` must not meet the caller's `traceparent`.
-            ours = {name: ours[name] for name in ours if name == "baggage"}
+        if ours:
+            if "baggage" in present:
+                ours.pop("baggage", None)
+            if any(name in present for name in ours if name != "baggage"):
+                # The fields of a trace belong together: our `tracestate` must not meet the caller's `traceparent`.
+                ours = {name: ours[name] for name in ours if name == "baggage"}
         request_id = get_request_id()
         if request_id is not None and REQUEST_ID_HEADER not in present:
             ours[REQUEST_ID_HEADER] = request_id

@@ -62,7 +62,7 @@ class ClientSpan:
     It stands outside of `Propagation`, so that the upstream's span becomes a child of this one.
     """
 
-    __slots__ = ("_client_name", "_meter_provider", "_tracer_provider")
+    __slots__ = ("_asks_the_api", "_client_name", "_meter_provider", "_tracer_provider")
     name = "client span"
 
     def __init__(
@@ -75,6 +75,7 @@ class ClientSpan:
         self._client_name = client_name
         self._tracer_provider = tracer_provider
         self._meter_provider = meter_provider
+        self._asks_the_api = tracer_provider is None and meter_provider is None
 
     async def __call__(self, request: httpx.Request, call_next: Handler) -> HTTPResponse:
         observed = self.observe(request)
@@ -90,6 +91,8 @@ class ClientSpan:
 
     def observe(self, request: httpx.Request) -> Observed | None:
         """Begin to observe a request, whose `end()` must follow; None when nobody wants to know."""
+        if self._asks_the_api and _nothing_is_set():
+            return None
         tracer = _tracer(self._tracer_provider)
         instruments = _instruments(self._meter_provider)
         if (tracer is None and instruments is None) or _is_suppressed():
@@ -268,15 +271,11 @@ class _Instruments:
 
 
 def _tracer(given: TracerProvider | None) -> OtelTracer | None:
-    if given is None and _is_unset(trace, "_TRACER_PROVIDER"):
-        return None
     provider = given or trace.get_tracer_provider()
     return None if isinstance(provider, ProxyTracerProvider | NoOpTracerProvider) else _tracer_of(provider)
 
 
 def _instruments(given: MeterProvider | None) -> _Instruments | None:
-    if given is None and _is_unset(_metrics, "_METER_PROVIDER"):
-        return None
     provider = given or metrics.get_meter_provider()
     # The API has no public name for the provider that stands in until a real one is set.
     if type(provider).__name__ in ("_ProxyMeterProvider", "NoOpMeterProvider"):
@@ -284,13 +283,17 @@ def _instruments(given: MeterProvider | None) -> _Instruments | None:
     return _instruments_of(provider)
 
 
-def _is_unset(module: object, name: str) -> bool:
+def _nothing_is_set() -> bool:
     """Whether the API surely has no provider. Its public functions read the environment to say so: 1.2 µs each.
 
     They are asked whenever this is not certain: when there is one, when the environment names one, and should the
-    private name no longer be there.
+    private names no longer be there.
     """
-    return getattr(module, name, module) is None and not _IN_ENVIRONMENT
+    return (
+        getattr(trace, "_TRACER_PROVIDER", trace) is None
+        and getattr(_metrics, "_METER_PROVIDER", _metrics) is None
+        and not _IN_ENVIRONMENT
+    )
 
 
 _IN_ENVIRONMENT = "OTEL_PYTHON_TRACER_PROVIDER" in os.environ or "OTEL_PYTHON_METER_PROVIDER" in os.environ

@@ -22,15 +22,8 @@ from fastapi_http_client.middleware import Middleware
 from fastapi_http_client.models import HTTPRequest, HTTPResponse
 from fastapi_http_client.oauth2 import OAuth2ClientCredentials
 from fastapi_http_client.rate_limiter import TokenBucketRateLimiter
-from tests.faults import ENGINES, NOISE, nothing_left, use_engine
+from tests.faults import NOISE, nothing_left
 from tests.hostile.upstream import HostileUpstream
-
-
-@pytest.fixture(params=ENGINES, autouse=True)
-def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    use_engine(request.param, monkeypatch)
-    engine: str = request.param
-    return engine
 
 
 def offline(**options: Any) -> AsyncHTTPClient:
@@ -39,6 +32,22 @@ def offline(**options: Any) -> AsyncHTTPClient:
 
 
 # -- where and when it may be used
+
+
+async def test_a_transport_is_entered_and_left_with_its_client() -> None:
+    seen = []
+
+    class Entered(httpx.MockTransport):
+        async def __aenter__(self) -> Entered:
+            seen.append("entered")
+            return self
+
+        async def __aexit__(self, *error: Any) -> None:
+            seen.append("left")
+
+    async with AsyncHTTPClient(transport=Entered(lambda _: httpx.Response(200))):
+        assert seen == ["entered"]
+    assert seen == ["entered", "left"]
 
 
 async def test_a_client_works_without_a_context_manager(upstream: HostileUpstream) -> None:
@@ -356,6 +365,34 @@ asyncio.run(main())
         check=False,
     )
     assert (done.stdout, done.stderr) == ("200\n", "")
+
+
+@pytest.mark.parametrize("kept_in", ["main", "module"])
+def test_an_interpreter_ends_after_a_stream_that_was_never_closed(upstream: HostileUpstream, kept_in: str) -> None:
+    """All that is said of it are warnings, whoever finds out first: us, or asyncio."""
+    program = f"""
+import asyncio
+from fastapi_http_client import AsyncHTTPClient
+
+async def main():
+    client = AsyncHTTPClient({upstream.url()!r})
+    {"global response" if kept_in == "module" else ""}
+    response = await client.send(client.build_request("GET", "/large?bytes=1000000"), stream=True)
+    print(response.status_code)
+
+asyncio.run(main())
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "default::ResourceWarning", "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "200\n")
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+    assert "ResourceWarning" in done.stderr
 
 
 async def test_work_that_a_client_began_ends_with_it() -> None:

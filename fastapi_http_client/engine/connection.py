@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 HIGH_WATER = 256 * 1024
 """Bytes of a streamed body that may wait for their reader before the connection stops reading."""
+PARSED_AT_ONCE = 64 * 1024
+"""Bytes read at once that the parser makes parts of. Larger parts come from `mmap`, not from the heap, on glibc."""
 
 
 class NetworkStream:
@@ -53,35 +55,23 @@ class Exchange:
     The owner wakes for every step when the body is streamed, else only at the end.
     """
 
-    __slots__ = (
-        "_gathered",
-        "_paused",
-        "_phase",
-        "_read_timeout",
-        "_waiter",
-        "_write_timeout",
-        "body_bytes",
-        "buffered",
-        "chunks",
-        "complete",
-        "connection",
-        "connection_reused",
-        "deadline",
-        "end_by",
-        "error",
-        "head_complete",
-        "headers",
-        "http_version",
-        "last",
-        "max_bytes",
-        "network_stream",
-        "reason",
-        "request_sent",
-        "response_started",
-        "sending",
-        "status",
-        "streamed",
-    )
+    # What most exchanges begin and end with, so that only what differs is set.
+    deadline = NEVER
+    sending = True
+    request_sent = response_started = head_complete = complete = False
+    error: Exception | None = None
+    status = 0
+    reason = b""
+    http_version = ""
+    headers: list[tuple[bytes, bytes, bytes]]
+    chunks: list[bytes]
+    body_bytes = 0
+    buffered = 0
+    _waiter: asyncio.Future[None] | None = None
+    _phase: Literal["read", "write"] = "read"
+    _paused = False
+    gathered: io.BytesIO | None = None
+    _header_names: set[bytes] | None = None
 
     def __init__(
         self,
@@ -103,23 +93,15 @@ class Exchange:
         self.max_bytes = max_bytes
         self.end_by = end_by
         self.last = last
-        self._waiter: asyncio.Future[None] | None = None
-        self._phase: Literal["read", "write"] = "read"
-        self._paused = False
-        self.deadline = NEVER
-        self.sending = True
-        self.request_sent = self.response_started = self.head_complete = self.complete = False
-        self.error: Exception | None = None
-        self.status = 0
-        self.reason = b""
-        self.http_version = ""
-        self.headers: list[tuple[bytes, bytes]] = []
-        self.chunks: list[bytes] = []
-        self._gathered: io.BytesIO | None = None
-        self.body_bytes = 0
-        self.buffered = 0
 
     # -- for the owner
+
+    @property
+    def header_names(self) -> set[bytes]:
+        """The names of the response's headers in lower case."""
+        if self._header_names is None:
+            self._header_names = {lower for _, lower, _ in self.headers}
+        return self._header_names
 
     def send_head(self, request: OutgoingRequest) -> None:
         """Write the head, and with it a small body: most requests are sent then. Else `send_rest()` has to follow.
@@ -169,7 +151,11 @@ class Exchange:
         while not self.complete:
             if self.error is not None:
                 raise self.error
-            await self._wait("read")
+            try:
+                await self._next_step("read")
+            finally:
+                self._waiter = None
+                self.deadline = NEVER
 
     async def wait_for_body(self) -> bytes:
         """The next part of the body, or b"" at its end. Raises the `httpx.TransportError` that ended the exchange."""
@@ -182,9 +168,9 @@ class Exchange:
     def take_body(self) -> bytes:
         """All of the body that has arrived and was not taken yet."""
         chunks = self.chunks
-        if self._gathered is not None:
+        if self.gathered is not None:
             self._gather()
-            return self._gathered.getvalue()
+            return self.gathered.getvalue()
         body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         chunks.clear()
         self.buffered = 0
@@ -199,19 +185,22 @@ class Exchange:
             self.connection.abort(httpx.ReadError("the response was closed before its end"))
 
     async def _wait(self, phase: Literal["read", "write"]) -> None:
+        try:
+            await self._next_step(phase)
+        finally:
+            self._waiter = None
+            self.deadline = NEVER
+
+    def _next_step(self, phase: Literal["read", "write"]) -> asyncio.Future[None]:
         connection = self.connection
         assert connection is not None  # an exchange without one is complete or has an error
         pool = connection.pool
         self._phase = phase
         self._set_deadline(pool.loop, self._read_timeout if phase == "read" else self._write_timeout)
-        if self.deadline != NEVER:
+        if self.deadline < pool.sweeper.when:
             pool.sweeper.arm(self.deadline)
         waiter = self._waiter = pool.loop.create_future()
-        try:
-            await waiter
-        finally:
-            self._waiter = None
-            self.deadline = NEVER
+        return waiter
 
     def _set_deadline(self, loop: asyncio.AbstractEventLoop, timeout: float | None) -> None:
         deadline = self.end_by if timeout is None else loop.time() + timeout
@@ -221,11 +210,12 @@ class Exchange:
         """Move the parts of a body that is wanted whole into one growing buffer, which becomes the body without a copy.
 
         Keeping them and joining them at the end takes twice the memory, and for large bodies several times the CPU
-        time on glibc, whose heap then grows and shrinks with every call (1 MiB: 1.0 ms instead of 0.2 to 0.5).
+        time on glibc, whose heap then grows and shrinks with every call (1 MiB: 1.0 ms instead of 0.2 to 0.5). From
+        then on the connection writes what needs no parsing into the buffer itself.
         """
-        if self._gathered is None:
-            self._gathered = io.BytesIO()
-        self._gathered.writelines(self.chunks)
+        if self.gathered is None:
+            self.gathered = io.BytesIO()
+        self.gathered.writelines(self.chunks)
         self.chunks.clear()
 
     # -- for the connection
@@ -421,7 +411,12 @@ class Connection(asyncio.BufferedProtocol):
         self.network_stream = NetworkStream(self.transport)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self.pool.receive_buffer
+        exchange = self._exchange
+        if exchange is None or exchange.gathered is None:
+            return self.pool.receive_buffer[:PARSED_AT_ONCE]
+        left = self._parser.uncounted
+        # One more than the body has, for surplus bytes must be noticed before the connection is used again.
+        return self.pool.receive_buffer[: left + 1 if left else PARSED_AT_ONCE]
 
     def buffer_updated(self, nbytes: int) -> None:
         self._received(self.pool.receive_buffer[:nbytes])
@@ -457,7 +452,10 @@ class Connection(asyncio.BufferedProtocol):
         exchange.response_started = True
         parser = self._parser
         try:
-            parser.feed(piece)
+            if exchange.gathered is not None and parser.uncounted:
+                exchange.gathered.write(piece[: parser.count(len(piece))])
+            else:
+                parser.feed(piece)
         except httpx.RemoteProtocolError as error:
             self.abort(error)
             return
@@ -524,7 +522,7 @@ class Connection(asyncio.BufferedProtocol):
             with duplicate:
                 duplicate.setblocking(False)
                 while not self.closed and not exchange.complete:
-                    size = duplicate.recv_into(self.pool.receive_buffer)
+                    size = duplicate.recv_into(self.get_buffer(-1))
                     if not size:
                         break
-                    self._received(self.pool.receive_buffer[:size])
+                    self.buffer_updated(size)

@@ -6,7 +6,7 @@ from typing import NamedTuple, TypeVar
 
 import httpx
 
-E = TypeVar("E", bound=Exception)
+E = TypeVar("E", bound=BaseException)
 
 
 class ExchangeFacts(NamedTuple):

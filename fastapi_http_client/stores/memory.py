@@ -9,7 +9,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fastapi_http_client.clock import SYSTEM_CLOCK, Clock
-from fastapi_http_client.policies.circuit_breaker import Circuit, CircuitRules, CircuitState, Outcome, Refusal, Ticket
+from fastapi_http_client.policies.circuit_breaker import (
+    RESOLUTION,
+    Circuit,
+    CircuitRules,
+    CircuitState,
+    Outcome,
+    Refusal,
+    Ticket,
+)
 from fastapi_http_client.policies.shared_bucket import Grant, Limit, SharedBucket
 from fastapi_http_client.stores.base import FAILURE, IGNORED, SUCCESS, CircuitView, TokenAnswer
 
@@ -82,7 +90,7 @@ class MemoryStore:
     def _circuit(self, name: str, rules: CircuitRules) -> _SharedCircuit:
         shared = self._circuits.get(name)
         if shared is None:
-            shared = self._circuits[name] = _SharedCircuit(Circuit(rules))
+            shared = self._circuits[name] = _SharedCircuit(Circuit(rules, resolution=RESOLUTION * 1e6))
         return shared
 
     # -- tokens --------------------------------------------------------------------------------------------------
