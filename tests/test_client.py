@@ -34,7 +34,8 @@ from fastapi_http_client.oauth2 import OAuth2ClientCredentials
 from fastapi_http_client.policies.circuit_breaker import CircuitState
 from fastapi_http_client.rate_limiter import TokenBucketRateLimiter
 from fastapi_http_client.retry import RetryMiddleware
-from tests.faults import ENGINES, nothing_left
+from tests.engines import ENGINES
+from tests.faults import nothing_left
 from tests.hostile.upstream import HostileUpstream
 
 BASE = "https://api.example.com/v1"
