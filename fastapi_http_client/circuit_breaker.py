@@ -6,8 +6,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from fastapi_http_client.clock import SYSTEM_CLOCK, Clock
 from fastapi_http_client.errors import CircuitBreakerOpenError, ConfigurationError, Problem
@@ -16,8 +15,7 @@ from fastapi_http_client.policies.circuit_breaker import Circuit, CircuitRules, 
 logger = logging.getLogger("fastapi_http_client.circuit_breaker")
 
 
-@dataclass(frozen=True, slots=True)
-class StateChange:
+class StateChange(NamedTuple):
     """A circuit went from one state to another. `at` is the monotonic time of the breaker's clock, in seconds."""
 
     name: str | None

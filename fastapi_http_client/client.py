@@ -29,7 +29,6 @@ from fastapi_http_client.config import (
 from fastapi_http_client.errors import ConfigurationError, HTTPRequestError, Problem
 from fastapi_http_client.exchange import Body, Exchange
 from fastapi_http_client.fast import PlainRequests, is_plain
-from fastapi_http_client.fast_attempt import FastAttempt
 from fastapi_http_client.lifecycle import ClientStateError, Lifecycle, shielded
 from fastapi_http_client.middleware import Middleware
 from fastapi_http_client.models import HTTPResponse, copy_request
@@ -237,6 +236,8 @@ class AsyncHTTPClient(httpx.AsyncClient):
         return _transport.create_transport(config, ssl_context=self._tls, http1=self._http1)
 
     def _build_pipeline(self) -> None:
+        from fastapi_http_client.fast_attempt import FastAttempt  # with the first client: it brings the engine
+
         self.retry_policy = RetryPolicy.of(self.config)
         self.keeps_cookies = self.config.persist_cookies
         self.max_bytes = self.config.max_response_bytes
