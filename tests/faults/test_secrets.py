@@ -84,6 +84,7 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     monkeypatch.setattr(telemetry, "_tracer", lambda given: telemetry._tracer_of(provider))
+    monkeypatch.setattr(telemetry, "_nothing_is_set", lambda: False)
     yield exporter
     provider.shutdown()
 
