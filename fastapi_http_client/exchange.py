@@ -71,16 +71,18 @@ class Exchange:
                 response = as_http_response(await engine.fetch(request, max_bytes=client.max_bytes, decode=False))
         except HTTPClientError:
             raise
-        except ResponseTooLargeError as error:
-            what = f"the response is larger than max_response_bytes ({client.max_bytes})"
-            raise request_error(error, request, what) from error
         except Exception as error:
-            raise request_error(error, request) from _without_secrets(error)
-
+            raise failure(error, request, client.max_bytes) from without_secrets(error)
         response.request = request
+        return await self.settle(response, request, started)
+
+    async def settle(self, response: HTTPResponse, request: httpx.Request, started: float) -> HTTPResponse:
+        """Make a transport's response one of this client, and read it unless the call is streamed."""
+        client = self._client
+        call = Call.of(request)
         response.default_encoding = client.default_encoding
         response._client_name = call.client_name
-        names = header_names(response.headers)
+        names = header_names(response.headers.raw)
         if b"retry-after" in names:
             response._received_at = call.clock.wall()
         response._max_bytes = client.max_bytes
@@ -89,7 +91,7 @@ class Exchange:
         try:
             if client.keeps_cookies and b"set-cookie" in names:
                 _keep_cookies(client.cookies, response)
-            for hook in hooks["response"]:
+            for hook in client.event_hooks["response"]:
                 try:
                     await hook(response)
                 except httpx.HTTPStatusError as error:
@@ -159,7 +161,7 @@ class Body(httpx.AsyncByteStream):
             except Exception as error:
                 request = self._response.request  # the caller's, which holds no credential
                 self._error = total_timeout(request) if limit.expired() else request_error(error, request)
-                raise self._error from _without_secrets(error)
+                raise self._error from without_secrets(error)
             yield chunk
 
     async def aclose(self) -> None:
@@ -193,9 +195,15 @@ class Body(httpx.AsyncByteStream):
         self._closing = self._loop.create_task(self.aclose())
 
 
-def _without_secrets(error: Exception) -> BaseException:
+def without_secrets(error: Exception) -> BaseException:
     """A network's error without its frames. Any other keeps them: it comes from a bug, or from a test's mock."""
     return without_frames(error) if isinstance(error, httpx.RequestError) else error
+
+
+def failure(error: Exception, request: httpx.Request, max_bytes: int | None) -> HTTPRequestError:
+    """The error of ours for what the exchange of a whole response came to."""
+    too_large = f"the response is larger than max_response_bytes ({max_bytes})"
+    return request_error(error, request, too_large if isinstance(error, ResponseTooLargeError) else None)
 
 
 def request_error(error: Exception, request: httpx.Request, what: str | None = None) -> HTTPRequestError:
@@ -229,13 +237,13 @@ def _phase(error: httpx.TimeoutException) -> TimeoutPhase:
     return "read"
 
 
-def was_never_sent(cut_off: TimeoutError) -> bool:
-    """Whether a limit of ours struck while a connection was still being opened, as the transport then notes."""
-    facts = None if cut_off.__cause__ is None else exchange_facts(cut_off.__cause__)
+def was_never_sent(error: BaseException) -> bool:
+    """Whether a limit struck while a connection was still being opened, as the transport notes on what it raises."""
+    facts = exchange_facts(error) or (None if error.__cause__ is None else exchange_facts(error.__cause__))
     return facts is not None and not facts.request_sent
 
 
-def total_timeout(request: httpx.Request, cut_off: TimeoutError | None = None) -> HTTPTimeoutError:
+def total_timeout(request: httpx.Request, cut_off: BaseException | None = None) -> HTTPTimeoutError:
     """The error for a call that has used up the time it was given; `cut_off` says what it was doing then."""
     call = Call.of(request)
     unsent = cut_off is not None and was_never_sent(cut_off)

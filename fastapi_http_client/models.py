@@ -31,13 +31,28 @@ class HTTPResponse(httpx.Response):
     """An `httpx.Response` that knows how it came about and raises this package's errors."""
 
     # Set on every response that a client returns; the class attributes are for responses built by hand.
-    attempts: tuple[Attempt, ...] = ()
-    """The ledger of the call: one entry for each attempt, this response's own last."""
+    _attempts: tuple[Attempt, ...] = ()
+    _only_attempt_took: float | None = None
     _client_name: str | None = None
     _received_at: float | None = None
     _max_bytes: int | None = None
     _verdict: httpx.HTTPStatusError | None = None
     """What an event hook raised for the status: for the caller, unless the attempt is repeated."""
+
+    @property
+    def attempts(self) -> tuple[Attempt, ...]:
+        """The ledger of the call: one entry for each attempt, this response's own last."""
+        if not self._attempts and self._only_attempt_took is not None:
+            self._attempts = (Attempt(1, self.status_code, None, self._only_attempt_took),)
+        return self._attempts
+
+    @attempts.setter
+    def attempts(self, attempts: tuple[Attempt, ...]) -> None:
+        self._attempts = attempts
+
+    def only_attempt_took(self, seconds: float) -> None:
+        """There was one attempt, and it was good: the ledger is made of this when somebody asks for it."""
+        self._only_attempt_took = seconds
 
     async def aiter_bytes(self, chunk_size: int | None = None) -> AsyncIterator[bytes]:
         """The decoded body in chunks.

@@ -19,8 +19,6 @@ import httpx
 from fastapi_http_client.auth import CredentialAuth
 from fastapi_http_client.call import Call, Handler
 from fastapi_http_client.circuit_breaker import CircuitBreaker
-from fastapi_http_client.clock import SYSTEM_CLOCK
-from fastapi_http_client.context import current_context
 from fastapi_http_client.errors import (
     AuthenticationError,
     CircuitBreakerOpenError,
@@ -58,7 +56,11 @@ class Step(Protocol):
 
 
 def build(client: AsyncHTTPClient) -> tuple[Handler, tuple[str, ...]]:
-    """The client's pipeline and the names of its steps, outermost first."""
+    """The client's pipeline and the names of its steps, outermost first.
+
+    What stands under "once per attempt" is done in one go by `fast_attempt` when nothing of it has to wait; a change
+    here is a change there.
+    """
     config = client.config
     limiter, breaker = client.rate_limiter, client.circuit_breaker
     retries_itself = any(isinstance(middleware, RetryMiddleware) for middleware in client.middlewares)
@@ -100,15 +102,10 @@ class Deadline:
 
     async def __call__(self, request: httpx.Request, call_next: Handler) -> HTTPResponse:
         call = Call.of(request)
-        limit = call.total_timeout
-        context = current_context()
-        if context is not None and context.deadline is not None:
-            left = context.deadline - SYSTEM_CLOCK.monotonic()
-            limit = left if limit is None else min(limit, left)
+        limit = call.limit()
         if limit is None:
             return await call_next(request)
-        call.deadline = call.started + limit
-        if limit <= 0:
+        if limit <= 0 and call.outcome is None:
             raise total_timeout(request)
         scope = asyncio.timeout(limit)
         try:
@@ -192,6 +189,8 @@ class OwnCopy:
 
     async def __call__(self, request: httpx.Request, call_next: Handler) -> HTTPResponse:
         call = Call.of(request)
+        if call.outcome is not None:
+            return made_already(call)
         call.home = origin(request.url) in call.origins
         try:
             response = await call_next(wire_copy(request))
@@ -202,6 +201,15 @@ class OwnCopy:
             raise
         response.request = request
         return response
+
+
+def made_already(call: Call) -> HTTPResponse:
+    """What the call's first attempt came to, which `fast_attempt` has made."""
+    outcome, call.outcome = call.outcome, None
+    if isinstance(outcome, HTTPClientError):
+        raise outcome
+    assert outcome is not None
+    return outcome
 
 
 _TICKET = "fastapi_http_client.ticket"
@@ -430,27 +438,32 @@ class AttemptTimeout:
         if limit is None:
             return await call_next(request)
         # A hair later than the engine's own limits, so that their error, which names the phase, comes first.
-        scope = asyncio.timeout(limit + _HAIR)
+        scope = asyncio.timeout(limit + HAIR)
         try:
             async with scope:
                 return await call_next(request)
         except TimeoutError as error:
             if not scope.expired():
                 raise
-            call = Call.of(request)
-            unsent = was_never_sent(error)  # it was still connecting, after a wait for the pool, say
-            what = "could not connect" if unsent else "no complete response"
-            raise HTTPTimeoutError(
-                described(request, f"{what} within {limit:g} s"),
-                phase="connect" if unsent else "attempt",
-                request=request,
-                client=call.client_name,
-                attempts=call.attempts,
-                may_have_run=not unsent,
-            ) from without_frames(error)
+            may_have_run = not was_never_sent(error)
+            raise attempt_timeout(request, limit, may_have_run=may_have_run) from without_frames(error)
 
 
-_HAIR = 0.03  # seconds: more than the engine needs to notice that a limit has passed
+HAIR = 0.03  # seconds; the engine looks at its limits every 10 ms
+
+
+def attempt_timeout(request: httpx.Request, limit: float, *, may_have_run: bool) -> HTTPTimeoutError:
+    """The error for an attempt that took too long. It may not even have got a connection, after a wait for the pool."""
+    call = Call.of(request)
+    what = "no complete response" if may_have_run else "could not connect"
+    return HTTPTimeoutError(
+        described(request, f"{what} within {limit:g} s"),
+        phase="attempt" if may_have_run else "connect",
+        request=request,
+        client=call.client_name,
+        attempts=call.attempts,
+        may_have_run=may_have_run,
+    )
 
 
 def attempt_limit(request: httpx.Request) -> float | None:

@@ -54,7 +54,7 @@ class RetryMiddleware(Middleware):
             request = _with_key(request, call)
         number = 0
         while True:
-            started = call.clock.monotonic()
+            started = call.clock.monotonic() if call.outcome is None else call.attempt_began
             response: HTTPResponse | None = None
             error: HTTPRequestError | None = None
             try:

@@ -340,6 +340,7 @@ import asyncio
 from fastapi_http_client import AsyncHTTPClient
 
 async def main():
+    asyncio.get_running_loop().slow_callback_duration = 60  # which a busy machine would be told of
     async with AsyncHTTPClient({upstream.url()!r}) as client:
         async with client.stream("GET", "/large?bytes=1000000") as response:
             async for _ in response.aiter_bytes():

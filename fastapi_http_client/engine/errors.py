@@ -34,6 +34,10 @@ class ResponseTooLargeError(httpx.ReadError):
     """The body is larger than the `max_bytes` of the call, on the wire or decoded."""
 
 
+class DeadlineExceededError(httpx.ReadTimeout):
+    """The exchange was not complete by the `end_by` of the call."""
+
+
 def with_facts(error: E, facts: ExchangeFacts) -> E:
     """The same error, carrying the facts for `exchange_facts`."""
     error.__dict__["exchange_facts"] = facts

@@ -80,7 +80,7 @@ class ResponseParser:
         self.status = 0
         self.reason = b""
         self.http_version = ""
-        self.headers: list[tuple[bytes, bytes]] = []
+        self.headers: list[tuple[bytes, bytes, bytes]] = []  # name as it came, in lower case, and value
         self.head_complete = False
         self._coded = False  # by Transfer-Encoding: chunked
         self._close_delimited = True
@@ -143,14 +143,13 @@ class ResponseParser:
     def on_header(self, name: bytes, value: bytes) -> None:
         if self.head_complete:  # a trailer: nothing in this package uses one, and merging them is unsafe
             return
+        lower = name.lower()
         value = value.rstrip(b" \t")
-        self.headers.append((name, value))
-        size = len(name)
-        if size == 17:
-            if name.lower() == b"transfer-encoding":
-                self._take_transfer_encoding(value)
-        elif size == 14 and name.lower() == b"content-length":
+        self.headers.append((name, lower, value))
+        if lower == b"content-length":
             self._close_delimited = False
+        elif lower == b"transfer-encoding":
+            self._take_transfer_encoding(value)
 
     def on_headers_complete(self) -> None:
         llhttp = self._llhttp
@@ -203,8 +202,8 @@ class ResponseParser:
     def _says_close(self) -> bool:
         return any(
             b"close" in [token.strip() for token in value.lower().split(b",")]
-            for name, value in self.headers
-            if name.lower() == b"connection"
+            for _, lower, value in self.headers
+            if lower == b"connection"
         )
 
     def _check_start(self, text: bytes | memoryview, at: int) -> None:
@@ -218,6 +217,11 @@ class ResponseParser:
         Raises `httpx.RemoteProtocolError` when they are too many.
         """
         # Not more of a large piece than could be a head; a head that ends behind that is too large.
+        if self.head_complete and not self._tail and not self._interims_in_piece and not self._framing_bytes:
+            size = self._find_end(bytes(piece[: self._max_head_bytes + 1]), 0)  # all of it at once, as nearly always
+            if size > self._max_head_bytes:
+                raise httpx.RemoteProtocolError(f"the response's head is larger than {self._max_head_bytes} bytes")
+            return size
         text = self._tail + bytes(piece[: self._max_head_bytes + 1])
         end = max(0, len(self._tail) - 3)
         for _ in range(self._interims_in_piece):

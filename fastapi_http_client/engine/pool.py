@@ -112,35 +112,39 @@ class ConnectionPool:
             connection.abort()
         return None
 
-    async def acquire(self, key: OriginKey, *, connect_timeout: float | None, pool_timeout: float | None) -> Connection:
+    async def acquire(
+        self, key: OriginKey, *, connect_timeout: float | None, pool_timeout: float | None, end_by: float = NEVER
+    ) -> Connection:
         """A connection to the origin, which the caller must start an exchange on or `abort()`.
 
-        Raises `httpx.PoolTimeout`, `httpx.ConnectTimeout`, `httpx.ConnectError`, and `RuntimeError` once closed.
+        Raises `httpx.PoolTimeout` and `httpx.ConnectTimeout`, also at `end_by`, whichever of them it is that takes so
+        long; `httpx.ConnectError`; and `RuntimeError` once closed.
         """
         origin = self._origins.get(key)
         if origin is None:
             origin = self._origins[key] = Origin(key)
         origin.pins += 1
-        deadline = NEVER if pool_timeout is None else self.loop.time() + pool_timeout
+        deadline = end_by if pool_timeout is None else min(end_by, self.loop.time() + pool_timeout)
         try:
             while True:
                 if connection := self.take_idle(key):
                     return connection
                 if self._places < self._max_connections:
                     self._places += 1
-                    return await self._open(origin, connect_timeout)
+                    return await self._open(origin, connect_timeout, end_by)
                 if self._idle:
                     self._places += 1  # the one that the other connection leaves
                     next(iter(self._idle)).abort()
-                    return await self._open(origin, connect_timeout)
+                    return await self._open(origin, connect_timeout, end_by)
                 got = await self._wait_for_turn(origin, deadline)
                 if got is _Wakeup.OPEN:
-                    return await self._open(origin, connect_timeout)
+                    return await self._open(origin, connect_timeout, end_by)
                 if got is _Wakeup.CLOSED:
                     raise RuntimeError(CLOSED_MESSAGE)
                 if got is _Wakeup.TIMED_OUT:
+                    within = "in time" if pool_timeout is None else f"within {pool_timeout:g} s"
                     raise httpx.PoolTimeout(
-                        f"no connection became free within {pool_timeout:g} s (all {self._max_connections} are in use)"
+                        f"no connection became free {within} (all {self._max_connections} are in use)"
                     )
                 if not got.closed:  # else it was lost on its way here
                     if not got.has_ended_unseen():
@@ -149,8 +153,11 @@ class ConnectionPool:
         finally:
             self._unpin(origin)
 
-    async def _open(self, origin: Origin, connect_timeout: float | None) -> Connection:
+    async def _open(self, origin: Origin, connect_timeout: float | None, end_by: float) -> Connection:
         """Open a connection in the place that this call has taken."""
+        if end_by != NEVER:
+            left = max(0.0, end_by - self.loop.time())
+            connect_timeout = left if connect_timeout is None else min(connect_timeout, left)
         limit = asyncio.timeout(connect_timeout)
         self._opening.add(limit)
         try:

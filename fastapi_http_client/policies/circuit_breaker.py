@@ -102,6 +102,11 @@ class Circuit:
             return CircuitState.HALF_OPEN
         return self.state
 
+    @property
+    def closed_ticket(self) -> Ticket | None:
+        """The ticket of every call while the circuit is closed; else None."""
+        return self._ticket if self.state is CircuitState.CLOSED else None
+
     def admit(self, now: float, lease: float) -> Ticket | Refusal:
         """Asks to make a call. A probe's place is free again after `lease` seconds, whatever becomes of the call.
 
