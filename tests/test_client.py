@@ -596,6 +596,54 @@ async def test_a_bad_header_is_refused_before_anything_is_sent(upstream: Hostile
     assert upstream.requests_seen() == []
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Content-Length": "5", "Transfer-Encoding": "chunked"},
+        {"Transfer-Encoding": "gzip, chunked"},
+        {"X-Own": "a\x1b[2Jb"},
+        {"X-Own": "a\x07b"},
+        {"X-Own": "a\x00b"},
+        {"X-Own\r\nX-Injected": "1"},
+    ],
+)
+async def test_a_head_that_could_be_read_in_two_ways_is_not_sent(
+    upstream: HostileUpstream, engine: Any, headers: dict[str, str]
+) -> None:
+    breaker = CircuitBreaker(failure_threshold=1)
+    async with AsyncHTTPClient(upstream.url(), config=ClientConfig(engine=engine), circuit_breaker=breaker) as client:
+        with pytest.raises(HTTPRequestError) as caught:
+            await client.post("/echo", content=b"hello", headers={**headers, "Idempotency-Key": "k"})
+    assert not caught.value.may_have_run
+    assert len(caught.value.attempts) == 1
+    assert breaker.state is CircuitState.CLOSED
+    assert upstream.requests_seen() == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"files": {"f": ("name", b"x", "text/plain\r\nX-Injected: 1")}},
+        {"files": {"f": ("name", b"x", "text/plain", {"X-A": "1\nX-Injected: 1"})}},
+        {"cookies": {"theme": "dark; admin=1"}},
+        {"cookies": [("theme", "dark\r\nX-Injected: 1")]},
+    ],
+    ids=["content type", "part's header", "cookie", "cookie's line"],
+)
+async def test_a_value_cannot_leave_its_place_in_a_part_or_a_cookie(
+    upstream: HostileUpstream, options: dict[str, Any]
+) -> None:
+    async with AsyncHTTPClient(upstream.url()) as client:
+        with pytest.raises(HTTPRequestError, match="cannot be built") as caught:
+            await client.post("/echo", **options)
+        assert not caught.value.may_have_run
+        assert upstream.requests_seen() == []
+        response = await client.post("/echo", files={"f": ('na"me\r\n', b"x", "text/plain")}, cookies={"theme": "dark"})
+        assert response.json_data["headers_dict"]["cookie"] == "theme=dark"
+        assert "\r\n\r\nx\r\n" in response.json_data["body"]
+
+
 # -- middlewares and streams
 
 
