@@ -415,6 +415,22 @@ async def test_a_ca_file_makes_its_authority_known(tls_upstream: HostileUpstream
         assert (await client.get("/ok")).status_code == 200
 
 
+async def test_an_authority_of_the_environment_counts_only_when_it_is_trusted(
+    tls_upstream: HostileUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(tls_upstream.certs["ca.pem"]))
+    for trust_env in (False, True):
+        transport._ssl_context.cache_clear()
+        config = ClientConfig(retry_attempts=1, trust_env=trust_env)
+        async with AsyncHTTPClient(tls_upstream.url("", "tls"), config=config) as client:
+            if trust_env:
+                assert (await client.get("/ok")).status_code == 200
+            else:
+                with pytest.raises(HTTPRequestError, match="CERTIFICATE_VERIFY_FAILED"):
+                    await client.get("/ok")
+    transport._ssl_context.cache_clear()
+
+
 async def test_verification_can_be_switched_off(tls_upstream: HostileUpstream) -> None:
     async with AsyncHTTPClient(tls_upstream.url("", "tls"), verify=False) as client:
         assert client.config.verify_ssl is False
