@@ -32,7 +32,7 @@ ROWS = [match.groups() for line in (ROOT / "docs/failures.md").read_text().split
 
 
 @functools.cache
-def tests_in(file: str) -> frozenset[str]:
+def names_in(file: str) -> frozenset[str]:
     nodes = ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8")))
     functions = (node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
     return frozenset(name for name in functions if name.startswith("test_"))
@@ -48,5 +48,5 @@ def test_every_case_is_held_by_a_test_or_answered(case: str, what: str, seen: st
     named = TEST.findall(held_by)
     assert [f"`{file}::{name}`" for file, name in named] == [part for part in held_by.strip().split(", ") if part]
     for file, name in named:
-        assert name in tests_in(file), f"{case}: there is no {file}::{name}"
+        assert name in names_in(file), f"{case}: there is no {file}::{name}"
     assert named or "**documented**" in seen.lower() or "**your part**" in seen.lower()
