@@ -16,7 +16,7 @@ INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .NOTPARALLEL:
-.PHONY: bench soak run fleet test lint types layers pytest coverage format clean
+.PHONY: bench soak run fleet test lint types layers httpx-suite pytest coverage format clean
 
 run: $(VENV)/.example-installed
 	@exec $(BIN)/python -m example_app --port $(PORT) --upstream-port $(UPSTREAM_PORT) --warehouse-port $(WAREHOUSE_PORT)
@@ -24,7 +24,7 @@ run: $(VENV)/.example-installed
 fleet: $(VENV)/.dev-installed
 	@exec $(BIN)/python -m example_app.fleet
 
-test: lint types layers pytest
+test: lint types layers httpx-suite pytest
 
 lint: $(VENV)/.dev-installed
 	$(BIN)/ruff check .
@@ -38,6 +38,9 @@ types: $(VENV)/.dev-installed
 layers: $(VENV)/.dev-installed
 	$(BIN)/lint-imports --no-logo
 
+httpx-suite: $(VENV)/.dev-installed
+	$(BIN)/python tests/httpx_suite
+
 pytest: $(VENV)/.dev-installed
 	$(BIN)/python -m pytest
 
@@ -46,7 +49,6 @@ coverage: $(VENV)/.dev-installed
 	$(BIN)/coverage report
 
 bench: $(VENV)/.bench-installed
-	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks
 
 soak: $(VENV)/.dev-installed

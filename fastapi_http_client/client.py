@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import functools
 import re
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -516,17 +517,20 @@ class AsyncHTTPClient(httpx.AsyncClient):
 
         On another event loop than that of its calls it raises `ClientStateError`, unless that loop is gone.
         """
+        await self._end(super().aclose)
+
+    async def _end(self, close_transports: Callable[[], Awaitable[None]]) -> None:
         if self._owner is not None or self.lifecycle.closed:
             return
         if not self.lifecycle.is_stranded:
             self.lifecycle.check_loop()
-        await shielded(self._close())
+        await shielded(self._close(close_transports))
 
-    async def _close(self) -> None:
+    async def _close(self, close_transports: Callable[[], Awaitable[None]]) -> None:
         for task in self.lifecycle.close():
             await _ended(task)
         if not self.lifecycle.is_stranded:
-            await super().aclose()
+            await close_transports()
 
     async def __aenter__(self) -> Self:
         if self._owner is None:
@@ -539,7 +543,7 @@ class AsyncHTTPClient(httpx.AsyncClient):
         exc_value: BaseException | None = None,
         traceback: TracebackType | None = None,
     ) -> None:
-        await self.aclose()
+        await self._end(functools.partial(super().__aexit__, exc_type, exc_value, traceback))
 
     def __repr__(self) -> str:
         name = f"{self.name!r}, " if self.name else ""

@@ -10,14 +10,18 @@
     ├── AuthenticationError       a token could not be had           also httpx.HTTPError
     └── ConfigurationError        a bad variable or argument         also ValueError
 
+Where httpx or the network raised an error of a narrower class, ours is one of that class too: `except
+httpx.ConnectError` and `except httpx.ReadTimeout` find it, also when it ended the last attempt of several.
+
 `asyncio.CancelledError` is never wrapped. No message, repr or pickle of these errors holds a credential.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 import httpx
 
@@ -77,7 +81,8 @@ class HTTPClientError(Exception):
             if name in state:
                 state[name] = None
         state.pop("__notes__", None)
-        return _rebuild, (type(self), str(self), state)
+        cls = type(self)
+        return _rebuild, (cls.__bases__ if "_is_combined" in cls.__dict__ else (cls,), str(self), state)
 
 
 def _plain(attempts: Sequence[Attempt]) -> tuple[Attempt, ...]:
@@ -85,11 +90,30 @@ def _plain(attempts: Sequence[Attempt]) -> tuple[Attempt, ...]:
     return tuple(a if a.error is None else replace(a, error=HTTPClientError(str(a.error))) for a in attempts)
 
 
-def _rebuild(cls: type[HTTPClientError], message: str, state: dict[str, Any]) -> HTTPClientError:
+def _rebuild(classes: tuple[type[HTTPClientError], ...], message: str, state: dict[str, Any]) -> HTTPClientError:
+    cls: type[HTTPClientError] = classes[0] if len(classes) == 1 else _combined(classes)
     error = cls.__new__(cls, message)
     Exception.__init__(error, message)
     error.__dict__.update(state)
     return error
+
+
+E = TypeVar("E", bound=HTTPClientError)
+
+
+def also(cls: type[E], cause: type[Any]) -> type[E]:
+    """A class of the same name that is also, of httpx's classes, the one that the cause has."""
+    for kind in cause.__mro__:
+        if kind.__module__ == "httpx":
+            is_wanted = issubclass(kind, httpx.RequestError | httpx.StreamError) and not issubclass(cls, kind)
+            return cast("type[E]", _combined((cls, kind))) if is_wanted else cls
+    return cls
+
+
+@functools.cache
+def _combined(classes: tuple[Any, ...]) -> Any:
+    names = {name: getattr(classes[0], name) for name in ("__module__", "__qualname__", "__doc__")}
+    return type(classes[0].__name__, classes, {**names, "_is_combined": True})
 
 
 class HTTPRequestError(HTTPClientError, httpx.TransportError):
@@ -161,12 +185,12 @@ class RetryExhaustedError(HTTPClientError, httpx.HTTPError):
         retry_after: float | None,
         **facts: Any,
     ) -> RetryExhaustedError:
-        """The error of the kind that the last cause asks for: also a RateLimitError, or also a timeout."""
+        """The error of the kind that the last cause asks for: also a RateLimitError, or what httpx would raise."""
         if last_response is not None and last_response.status_code == 429:
             return _RateLimitExhaustedError(
                 message, last_response=last_response, last_error=last_error, retry_after=retry_after, **facts
             )
-        kind = _TimeoutExhaustedError if isinstance(last_error, httpx.TimeoutException) else RetryExhaustedError
+        kind = also(RetryExhaustedError, type(last_error))
         return kind(message, last_response=last_response, last_error=last_error, **facts)
 
 
@@ -180,10 +204,6 @@ class _RateLimitExhaustedError(RetryExhaustedError, RateLimitError):
         self.status_code = 429
         self.response = last_response
         self.retry_after = retry_after
-
-
-class _TimeoutExhaustedError(RetryExhaustedError, httpx.TimeoutException):
-    """Exhausted on a timeout: also an `httpx.TimeoutException`."""
 
 
 class CircuitBreakerOpenError(HTTPClientError, httpx.HTTPError):

@@ -18,7 +18,7 @@ import httpx
 from fastapi_http_client.call import Call
 from fastapi_http_client.clock import SYSTEM_CLOCK
 from fastapi_http_client.engine.errors import ResponseTooLargeError, exchange_facts
-from fastapi_http_client.errors import HTTPClientError, HTTPRequestError, HTTPTimeoutError, TimeoutPhase
+from fastapi_http_client.errors import HTTPClientError, HTTPRequestError, HTTPTimeoutError, TimeoutPhase, also
 from fastapi_http_client.fast import header_names
 from fastapi_http_client.models import HTTPResponse, as_http_response
 from fastapi_http_client.redaction import printable, redact_url, without_frames
@@ -226,8 +226,10 @@ def request_error(error: Exception, request: httpx.Request, what: str | None = N
         limit = (request.extensions.get("timeout") or {}).get(phase)
         within = "" if limit is None else f" within {limit:g} s"
         what = _WHAT[phase]
-        return HTTPTimeoutError(described(request, f"{what}{within} ({kind})"), phase=phase, **facts)
-    return HTTPRequestError(described(request, what or (f"{kind}: {text}" if text else kind)), **facts)
+        cls = also(HTTPTimeoutError, type(error))
+        return cls(described(request, f"{what}{within} ({kind})"), phase=phase, **facts)
+    message = described(request, what or (f"{kind}: {text}" if text else kind))
+    return also(HTTPRequestError, type(error))(message, **facts)
 
 
 def _phase(error: httpx.TimeoutException) -> TimeoutPhase:
@@ -237,13 +239,16 @@ def _phase(error: httpx.TimeoutException) -> TimeoutPhase:
     return "read"
 
 
-def was_never_sent(error: BaseException) -> bool:
-    """Whether a limit struck while a connection was still being opened, as the transport notes on what it raises."""
-    facts = exchange_facts(error) or (None if error.__cause__ is None else exchange_facts(error.__cause__))
-    return facts is not None and not facts.request_sent
+def was_never_sent(cut_off: Exception) -> bool:
+    """Whether a limit of ours struck while a connection was still being opened, as the transport then notes."""
+    for error in (cut_off, cut_off.__cause__):
+        facts = None if error is None else exchange_facts(error)
+        if facts is not None:
+            return not facts.request_sent
+    return False
 
 
-def total_timeout(request: httpx.Request, cut_off: BaseException | None = None) -> HTTPTimeoutError:
+def total_timeout(request: httpx.Request, cut_off: Exception | None = None) -> HTTPTimeoutError:
     """The error for a call that has used up the time it was given; `cut_off` says what it was doing then."""
     call = Call.of(request)
     unsent = cut_off is not None and was_never_sent(cut_off)

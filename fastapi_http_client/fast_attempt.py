@@ -29,7 +29,7 @@ from fastapi_http_client.engine.response import received_response
 from fastapi_http_client.engine.sweeper import NEVER
 from fastapi_http_client.engine.transport import origin_key
 from fastapi_http_client.errors import HTTPRequestError
-from fastapi_http_client.exchange import failure, total_timeout, was_never_sent, without_secrets
+from fastapi_http_client.exchange import failure, total_timeout, without_secrets
 from fastapi_http_client.fast import NO_BODY, PlainRequest, entries
 from fastapi_http_client.models import HTTPResponse
 from fastapi_http_client.pipeline import HAIR, attempt_limit, attempt_timeout, outcome_of, outcome_of_error
@@ -230,7 +230,7 @@ def _failed(error: Exception, request: httpx.Request, max_bytes: int | None, lim
     if isinstance(error, HTTPRequestError):
         return error
     if isinstance(error, DeadlineExceededError) and limit is not None:
-        failed: HTTPRequestError = attempt_timeout(request, limit, may_have_run=not was_never_sent(error))
+        failed: HTTPRequestError = attempt_timeout(request, limit, error)
     else:
         failed = failure(error, request, max_bytes)
     failed.__cause__ = without_secrets(error)

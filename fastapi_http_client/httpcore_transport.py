@@ -162,6 +162,8 @@ class _Network(httpcore2.AnyIOBackend):
     async def connect_tcp(self, *args: Any, **kwargs: Any) -> httpcore2.AsyncNetworkStream:
         try:
             stream = await super().connect_tcp(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        except ExceptionGroup as group:  # anyio's, for what is no OSError: an impossible port
+            raise with_facts(httpcore2.ConnectError(str(group.exceptions[0])), NOTHING_SENT) from group
         except BaseException as error:
             with_facts(error, NOTHING_SENT)  # also a cancellation: whoever is the cause of it can tell then
             raise

@@ -411,12 +411,12 @@ class Authentication:
             history: list[httpx.Response] = []
             while True:
                 response = await call_next(call.attach(request))
+                response.history = [*history]
                 try:
                     if auth.requires_response_body:
                         await response.aread()
                     following = await flow.asend(response)
                 except StopAsyncIteration:
-                    response.history = history
                     return response
                 except BaseException:
                     await response.aclose()
@@ -445,24 +445,24 @@ class AttemptTimeout:
         except TimeoutError as error:
             if not scope.expired():
                 raise
-            may_have_run = not was_never_sent(error)
-            raise attempt_timeout(request, limit, may_have_run=may_have_run) from without_frames(error)
+            raise attempt_timeout(request, limit, error) from without_frames(error)
 
 
-HAIR = 0.03  # seconds; the engine looks at its limits every 10 ms
+HAIR = 0.03  # seconds: more than the engine needs to notice that a limit has passed
 
 
-def attempt_timeout(request: httpx.Request, limit: float, *, may_have_run: bool) -> HTTPTimeoutError:
-    """The error for an attempt that took too long. It may not even have got a connection, after a wait for the pool."""
+def attempt_timeout(request: httpx.Request, limit: float, cut_off: Exception) -> HTTPTimeoutError:
+    """The error for an attempt that took longer than `limit` seconds; `cut_off` says what it was doing then."""
     call = Call.of(request)
-    what = "no complete response" if may_have_run else "could not connect"
+    unsent = was_never_sent(cut_off)  # it was still connecting, after a wait for the pool, say
+    what = "could not connect" if unsent else "no complete response"
     return HTTPTimeoutError(
         described(request, f"{what} within {limit:g} s"),
-        phase="attempt" if may_have_run else "connect",
+        phase="connect" if unsent else "attempt",
         request=request,
         client=call.client_name,
         attempts=call.attempts,
-        may_have_run=may_have_run,
+        may_have_run=not unsent,
     )
 
 

@@ -7,7 +7,7 @@ from urllib.parse import unquote_plus
 import httpx
 
 from fastapi_http_client.call import Call, Handler
-from fastapi_http_client.errors import HTTPRequestError
+from fastapi_http_client.errors import HTTPRequestError, also
 from fastapi_http_client.models import HTTPResponse
 from fastapi_http_client.redaction import redact_url
 from fastapi_http_client.retry import is_replayable
@@ -47,7 +47,7 @@ class Redirects:
                 return response
             await response.aclose()
             if len(history) >= self._max:
-                raise HTTPRequestError(
+                raise also(HTTPRequestError, httpx.TooManyRedirects)(
                     f"more than {self._max} redirects, the last one from {redact_url(request.url)}",
                     request=request,
                     transient=False,
@@ -132,17 +132,19 @@ def _target(request: httpx.Request, response: HTTPResponse) -> httpx.URL:
             url = url.copy_with(fragment=request.url.fragment)
         is_possible = bool(url.host) and (url.port is None or 0 < url.port < 65536)
     except Exception as error:  # httpx lets several kinds through: InvalidURL, IDNAError, UnicodeError, TypeError …
-        raise _refused(request, "its Location is no valid address") from error
+        raise _refused(request, "its Location is no valid address", httpx.RemoteProtocolError) from error
     if url.scheme not in ("http", "https") or not is_possible:
-        raise _refused(request, "its Location is no http address")
+        raise _refused(request, "its Location is no http address", httpx.UnsupportedProtocol)
     if request.url.scheme == "https" and url.scheme == "http":
         raise _refused(request, "it leads from https to http")
     return url
 
 
-def _refused(request: httpx.Request, why: str) -> HTTPRequestError:
+def _refused(
+    request: httpx.Request, why: str, as_httpx: type[httpx.RequestError] = httpx.RequestError
+) -> HTTPRequestError:
     call = Call.of(request)
-    return HTTPRequestError(
+    return also(HTTPRequestError, as_httpx)(
         f"redirect of {request.method} {redact_url(request.url)} refused: {why}",
         request=request,
         transient=False,

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import hypothesis
 import pytest
 
+from tests.engines import ENGINES, use_engine
 from tests.hostile.upstream import HostileUpstream, running
 
 # The same examples in every run, and no limit of time to fail on a busy machine.
@@ -20,9 +21,20 @@ def _hostile_upstream() -> Iterator[HostileUpstream]:
         yield server
 
 
+@pytest.fixture(params=ENGINES)
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The engine of every client in the test that says nothing else: the test runs once over each.
+
+    It comes with `upstream`. A test that opens its sockets otherwise asks for it with `usefixtures("engine")`.
+    """
+    engine: str = request.param
+    use_engine(engine, monkeypatch)
+    return engine
+
+
 @pytest.fixture
-def upstream(_hostile_upstream: HostileUpstream) -> Iterator[HostileUpstream]:
-    """A hostile upstream (`tests/hostile/upstream.py`) that has seen nothing yet."""
+def upstream(_hostile_upstream: HostileUpstream, engine: str) -> Iterator[HostileUpstream]:
+    """A hostile upstream (`tests/hostile/upstream.py`) that has seen nothing yet, for clients over both engines."""
     _hostile_upstream.forget()
     yield _hostile_upstream
     _hostile_upstream.drop_connections()

@@ -234,6 +234,17 @@ async def test_httpx_digest_answers_its_challenge() -> None:
     assert len(response.attempts) == 1
 
 
+async def test_each_response_of_an_auth_flow_knows_those_before_it() -> None:
+    class Twice(httpx.Auth):
+        def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+            yield request
+            yield request
+            yield request
+
+    last = await client_of(Script(401, 402, 200), options={"auth": Twice()}).get("/")
+    assert [[past.status_code for past in r.history] for r in (*last.history, last)] == [[], [401], [401, 402]]
+
+
 class Signature(httpx.Auth):
     requires_request_body = True
     requires_response_body = True

@@ -27,15 +27,10 @@ from fastapi_http_client.fake_clock import FakeClock
 from fastapi_http_client.oauth2 import OAuth2ClientCredentials
 from fastapi_http_client.policies.circuit_breaker import CircuitState, Outcome
 from fastapi_http_client.rate_limiter import TokenBucketRateLimiter
-from tests.faults import ENGINES, nothing_left, use_engine
+from tests.faults import nothing_left
 from tests.hostile.upstream import HostileUpstream, running
 
-
-@pytest.fixture(params=ENGINES, autouse=True)
-def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    use_engine(request.param, monkeypatch)
-    engine: str = request.param
-    return engine
+pytestmark = pytest.mark.usefixtures("engine")
 
 
 POOL = 10

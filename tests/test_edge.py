@@ -335,6 +335,7 @@ def make_service(base_url, *, around=False, config=None, **options):
     return app
 
 
+@pytest.mark.usefixtures("engine")
 def test_a_request_that_is_too_slow_is_a_504_in_time():
     upstream = Upstream(delay=5)
     with serve(upstream, lifespan="off") as up, serve(make_service(up, request_timeout=0.2)) as base_url:
@@ -346,6 +347,7 @@ def test_a_request_that_is_too_slow_is_a_504_in_time():
     assert upstream.abandoned.is_set()
 
 
+@pytest.mark.usefixtures("engine")
 def test_the_deadline_goes_from_hop_to_hop_and_only_shrinks():
     upstream = Upstream()
     trusting = {"request_timeout": 3, "trust_deadline_header": True}
@@ -365,6 +367,7 @@ def test_the_deadline_goes_from_hop_to_hop_and_only_shrinks():
     assert {headers["x-request-id"] for headers in upstream.headers} == {"order-42"}
 
 
+@pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("around", [False, True], ids=["bare", "BaseHTTPMiddleware"])
 def test_background_tasks_are_free_of_the_deadline(around):
     upstream = Upstream(delay=0.4)
@@ -384,13 +387,13 @@ def hang_up(base_url, upstream, method, path):
         assert upstream.called.wait(5)
 
 
-@pytest.mark.parametrize("engine", ["auto", "httpcore"])
+@pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("around", [False, True], ids=["bare", "BaseHTTPMiddleware"])
-def test_a_caller_who_hangs_up_ends_the_upstream_call_on_the_wire(around, engine):
+def test_a_caller_who_hangs_up_ends_the_upstream_call_on_the_wire(around):
     upstream = Upstream(delay=10)
     with (
         serve(upstream, lifespan="off") as up,
-        serve(app := make_service(up, around=around, config={"engine": engine})) as base_url,
+        serve(app := make_service(up, around=around)) as base_url,
     ):
         hang_up(base_url, upstream, "GET", "/")
         assert upstream.abandoned.wait(5)
@@ -400,6 +403,7 @@ def test_a_caller_who_hangs_up_ends_the_upstream_call_on_the_wire(around, engine
         assert httpx.get(base_url).json() == "fine", "the client is as good as new"
 
 
+@pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize(("method", "path", "options"), [
     ("POST", "/", {}),
     ("GET", "/kept", {}),
@@ -414,6 +418,7 @@ def test_a_route_that_is_not_to_be_cancelled_gets_its_answer(method, path, optio
     assert app.state.results in ([], [200])
 
 
+@pytest.mark.usefixtures("engine")
 def test_an_upstreams_answer_is_never_ours():
     upstream = Upstream(status=401)
     with serve(upstream, lifespan="off") as up, serve(make_service(up)) as base_url:

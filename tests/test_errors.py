@@ -83,8 +83,10 @@ def test_exhausted_is_also_what_its_last_cause_is() -> None:
         assert not isinstance(on_timeout, HTTPResponseError)
         assert on_timeout.last_error is timeout
 
-    for other in (exhausted(response=httpx.Response(503)), exhausted(error=HTTPRequestError(""))):
-        assert type(other) is RetryExhaustedError
+    on_error = exhausted(error=HTTPRequestError(""))
+    assert isinstance(on_error, httpx.TransportError)
+    assert not isinstance(on_error, httpx.TimeoutException)
+    assert type(exhausted(response=httpx.Response(503))) is RetryExhaustedError
 
 
 async def handled(call: Callable[[], Any]) -> str:
@@ -132,6 +134,41 @@ async def test_code_written_for_httpx_catches_them(script: Script, caught_as: tu
     for kind in caught_as:
         with pytest.raises(kind):
             (await client_of(script, retry_attempts=1).get("/")).raise_for_status()
+
+
+@pytest.mark.parametrize(
+    "raised",
+    [
+        *(httpx.ConnectError, httpx.ReadError, httpx.WriteError, httpx.CloseError, httpx.ProxyError),
+        *(httpx.ConnectTimeout, httpx.ReadTimeout, httpx.WriteTimeout, httpx.PoolTimeout),
+        *(httpx.UnsupportedProtocol, httpx.LocalProtocolError, httpx.RemoteProtocolError, httpx.DecodingError),
+    ],
+)
+@pytest.mark.parametrize("retry_attempts", [1, 2])
+async def test_an_error_is_also_of_the_class_that_httpx_raises(raised: Any, retry_attempts: int) -> None:
+    with pytest.raises(raised) as caught:
+        await client_of(Script(raised("")), retry_attempts=retry_attempts).get("/")
+    error = caught.value
+    assert isinstance(error, HTTPClientError)
+    assert type(error).__name__ in {"RetryExhaustedError", "HTTPTimeoutError", "HTTPRequestError"}
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is type(error)
+
+
+@pytest.mark.usefixtures("engine")
+async def test_a_port_that_cannot_be_is_an_error_of_connecting() -> None:
+    async with AsyncHTTPClient(config=ClientConfig(retry_attempts=1)) as client:
+        with pytest.raises(httpx.ConnectError) as caught:
+            await client.get("http://127.0.0.1:123456/")
+    assert isinstance(caught.value, HTTPRequestError)
+    assert not caught.value.may_have_run
+
+
+async def test_too_many_redirects_are_also_what_httpx_calls_so() -> None:
+    loop = Script(httpx.Response(302, headers={"Location": "/"}))
+    with pytest.raises(httpx.TooManyRedirects) as caught:
+        await client_of(loop, follow_redirects=True, max_redirects=1).get("/")
+    assert isinstance(caught.value, HTTPRequestError)
 
 
 # -- facts -------------------------------------------------------------------------------------------------------
@@ -271,7 +308,7 @@ async def test_a_timeout_says_its_phase(upstream: HostileUpstream, listener: str
 
 async def test_the_phases_of_the_pool_the_upload_and_the_whole_call(upstream: HostileUpstream) -> None:
     config = ClientConfig(retry_attempts=1, max_connections=1, timeout=0.3)
-    async with AsyncHTTPClient(upstream.url("/"), config=config) as client, client.stream("GET", "/stream?n=100"):
+    async with AsyncHTTPClient(upstream.url("/"), config=config) as client, client.stream("GET", "/hang-mid-body"):
         with pytest.raises(HTTPTimeoutError) as pool:
             await client.get("/ok")
     assert (pool.value.phase, pool.value.may_have_run) == ("pool", False)
@@ -327,17 +364,16 @@ AUTHS: dict[str, Callable[[], httpx.Auth]] = {
 }
 
 
-@pytest.mark.parametrize("engine", ["auto", "httpcore"])
 @pytest.mark.parametrize("auth", AUTHS.values(), ids=AUTHS.keys())
 @pytest.mark.parametrize(
     "path", ["/reset", "/close", "/reset-mid-body", "/bad-head/ssh", "/hang", "/drip", "/status/503"]
 )
 async def test_nothing_that_hangs_on_an_error_holds_a_credential(
-    upstream: HostileUpstream, path: str, auth: Callable[[], httpx.Auth], engine: Any, caplog: pytest.LogCaptureFixture
+    upstream: HostileUpstream, path: str, auth: Callable[[], httpx.Auth], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Texts, reprs, pickles, requests, causes and the ledger; tracebacks with local variables; logs at DEBUG."""
     caplog.set_level("DEBUG")
-    config = ClientConfig(timeout=0.1 if path in ("/hang", "/drip") else 5, engine=engine, retry_attempts=2)
+    config = ClientConfig(timeout=0.1 if path in ("/hang", "/drip") else 5, retry_attempts=2)
     async with AsyncHTTPClient(
         upstream.url("/"), config=config, auth=auth(), clock=FakeClock(), random=lambda: 0.5, name="api"
     ) as client:

@@ -472,6 +472,7 @@ async def token_clients(store: Fleet | str, base: str) -> HTTPClients:
     return clients
 
 
+@pytest.mark.usefixtures("engine")
 async def test_a_shared_token_is_stored_encrypted_and_names_nobody(server: ValkeyProcess) -> None:
     endpoint = Endpoint()
     with serve(endpoint) as base:
@@ -487,6 +488,7 @@ async def test_a_shared_token_is_stored_encrypted_and_names_nobody(server: Valke
         assert secret not in keys
 
 
+@pytest.mark.usefixtures("engine")
 async def test_without_a_key_no_token_leaves_the_process(server: ValkeyProcess) -> None:
     endpoint = Endpoint()
     with serve(endpoint) as base:
@@ -498,6 +500,7 @@ async def test_without_a_key_no_token_leaves_the_process(server: ValkeyProcess) 
     assert b":token:" not in server.command("KEYS", "*")
 
 
+@pytest.mark.usefixtures("engine")
 async def test_a_token_that_another_key_has_encrypted_is_fetched_anew(server: ValkeyProcess) -> None:
     endpoint = Endpoint()
     old, new, third = (Fernet.generate_key().decode() for _ in range(3))

@@ -24,15 +24,8 @@ from fastapi_http_client.middleware import Middleware
 from fastapi_http_client.models import HTTPRequest, HTTPResponse
 from fastapi_http_client.oauth2 import OAuth2ClientCredentials
 from fastapi_http_client.rate_limiter import TokenBucketRateLimiter
-from tests.faults import ENGINES, NOISE, nothing_left, use_engine
+from tests.faults import NOISE, nothing_left
 from tests.hostile.upstream import HostileUpstream
-
-
-@pytest.fixture(params=ENGINES, autouse=True)
-def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    use_engine(request.param, monkeypatch)
-    engine: str = request.param
-    return engine
 
 
 def offline(**options: Any) -> AsyncHTTPClient:
@@ -41,6 +34,22 @@ def offline(**options: Any) -> AsyncHTTPClient:
 
 
 # -- where and when it may be used
+
+
+async def test_a_transport_is_entered_and_left_with_its_client() -> None:
+    seen = []
+
+    class Entered(httpx.MockTransport):
+        async def __aenter__(self) -> Entered:
+            seen.append("entered")
+            return self
+
+        async def __aexit__(self, *error: Any) -> None:
+            seen.append("left")
+
+    async with AsyncHTTPClient(transport=Entered(lambda _: httpx.Response(200))):
+        assert seen == ["entered"]
+    assert seen == ["entered", "left"]
 
 
 async def test_a_client_works_without_a_context_manager(upstream: HostileUpstream) -> None:

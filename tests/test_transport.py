@@ -23,7 +23,7 @@ from fastapi_http_client.errors import (
     HTTPTimeoutError,
     RetryExhaustedError,
 )
-from tests.faults import ENGINES, NOISE, nothing_left, use_engine
+from tests.faults import NOISE, nothing_left
 from tests.hostile.certs import make_certs
 from tests.hostile.upstream import HostileUpstream, running
 
@@ -34,11 +34,7 @@ def tls_upstream() -> Iterator[HostileUpstream]:
         yield server
 
 
-@pytest.fixture(params=ENGINES, autouse=True)
-def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    use_engine(request.param, monkeypatch)
-    engine: str = request.param
-    return engine
+pytestmark = pytest.mark.usefixtures("engine")
 
 
 def a_client(upstream: HostileUpstream, **fields: Any) -> AsyncHTTPClient:
@@ -248,6 +244,23 @@ async def test_connections_are_reused_and_bounded(upstream: HostileUpstream) -> 
         for _ in range(5):
             await asyncio.gather(*(client.get("/slow?delay=0.01") for _ in range(20)))
     assert upstream.stats()["connections"]["total"] <= 5
+
+
+async def test_a_connection_is_free_when_its_response_has_arrived_though_nobody_has_read_it(
+    upstream: HostileUpstream, engine: str
+) -> None:
+    timeout = 0.1 if engine == "httpcore" else 5.0
+    async with (
+        a_client(upstream, max_connections=1, timeout=timeout) as client,
+        client.stream("GET", "/ok") as response,
+    ):
+        if engine == "httpcore":
+            with pytest.raises(HTTPTimeoutError) as caught:
+                await client.get("/ok")
+            assert caught.value.phase == "pool"
+        else:
+            assert (await client.get("/ok")).status_code == 200
+        assert await response.aread()
 
 
 async def test_surplus_idle_connections_are_closed(upstream: HostileUpstream) -> None:

@@ -16,8 +16,8 @@ from fastapi_http_client.engine.errors import NOTHING_SENT, with_facts
 from fastapi_http_client.engine.parser import ResponseParser
 from fastapi_http_client.engine.sweeper import NEVER, Sweeper
 
-RECEIVE_BUFFER_SIZE = 64 * 1024
-"""Bytes read at once. More would save system calls, but parts of that size come from `mmap`, not from the heap."""
+RECEIVE_BUFFER_SIZE = 256 * 1024
+"""Bytes of a large body read at once, by all connections into the same buffer."""
 SURPLUS_GRACE = 1.0
 """Seconds that an idle connection beyond `max_keepalive_connections` is kept, in case another call wants it."""
 

@@ -20,6 +20,11 @@ def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEv
     return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
 
+@pytest.fixture
+def engine() -> None:
+    """The tests of the engine name it themselves."""
+
+
 MakeClient = Callable[..., httpx.AsyncClient]
 
 

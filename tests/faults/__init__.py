@@ -9,30 +9,12 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, NamedTuple
 
-import httpx
-import pytest
-
-from fastapi_http_client import transport
-from fastapi_http_client.config import ClientConfig
 from tests.hostile.scenarios import retry_after_values
 from tests.hostile.tables import BAD_CHUNKS, BAD_HEADS, JSON_BODIES
 from tests.hostile.upstream import HostileUpstream
 
 NOISE = 0.5
 """Seconds that a busy machine may add to any limit in time."""
-
-
-ENGINES = ("auto", "httpcore")
-
-
-def use_engine(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give every client that says nothing else this engine."""
-    create = transport.create_transport
-
-    def create_transport(config: ClientConfig, **options: Any) -> httpx.AsyncBaseTransport:
-        return create(config.model_copy(update={"engine": engine}) if config.engine == "auto" else config, **options)
-
-    monkeypatch.setattr(transport, "create_transport", create_transport)
 
 
 class Fault(NamedTuple):

@@ -13,16 +13,11 @@ import pytest
 from fastapi_http_client.client import AsyncHTTPClient
 from fastapi_http_client.config import ClientConfig
 from fastapi_http_client.errors import HTTPClientError, HTTPRequestError, RetryExhaustedError
-from tests.faults import ENGINES, Fault, named_faults, use_engine
+from tests.faults import Fault, named_faults
 from tests.hostile.upstream import HostileUpstream
 
 ENDINGS = ("reset", "close", "hang", "500", "503", "garbage", "truncate", "reset-mid-body", "drip", "slow")
 """How an operation ends that has, or has not, been done."""
-
-
-@pytest.fixture(params=ENGINES, autouse=True)
-def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    use_engine(request.param, monkeypatch)
 
 
 def a_client(upstream: HostileUpstream, **fields: Any) -> AsyncHTTPClient:

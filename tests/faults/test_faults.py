@@ -19,7 +19,8 @@ from fastapi_http_client.client import AsyncHTTPClient
 from fastapi_http_client.config import ClientConfig
 from fastapi_http_client.errors import AuthenticationError, HTTPClientError, HTTPRequestError
 from fastapi_http_client.oauth2 import OAuth2ClientCredentials
-from tests.faults import ENGINES, NOISE, Fault, named_faults, nothing_left, use_engine
+from tests.engines import ENGINES
+from tests.faults import NOISE, Fault, named_faults, nothing_left
 from tests.hostile.upstream import HostileUpstream
 
 TIMEOUT = 0.1
@@ -77,6 +78,7 @@ async def meet(
         assert after.json_data["target"] == f"/echo/after?{method}"
 
 
+@pytest.mark.parametrize("engine", ["auto"], indirect=True)  # the clients are of both engines, all at once
 @pytest.mark.parametrize("fault", [*named_faults()], ids=str)
 async def test_a_call_that_meets_a_fault_ends_in_time_and_leaves_nothing(
     upstream: HostileUpstream, fault: Fault
@@ -115,15 +117,9 @@ async def responsive() -> AsyncIterator[None]:
     assert worst < 0.05
 
 
-@pytest.fixture(params=ENGINES)
-def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    use_engine(request.param, monkeypatch)
-
-
 BOMBS = ("gzip?mb=64", "deflate?mb=64", "br", "zstd?mb=64", "nested?mb=128", "gzip?mb=64&status=500")
 
 
-@pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("streamed", [False, True], ids=["read", "streamed"])
 @pytest.mark.parametrize("bomb", BOMBS)
 async def test_a_body_is_bounded_inside_its_decoder(upstream: HostileUpstream, bomb: str, streamed: bool) -> None:
@@ -141,7 +137,6 @@ async def test_a_body_is_bounded_inside_its_decoder(upstream: HostileUpstream, b
     assert peak < LIMIT + 3 * 1024 * 1024
 
 
-@pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("bomb", BOMBS)
 async def test_a_body_without_a_limit_is_decoded_without_holding_up_the_loop(
     upstream: HostileUpstream, bomb: str
@@ -158,7 +153,6 @@ async def test_a_body_without_a_limit_is_decoded_without_holding_up_the_loop(
     assert received == int(response.headers["x-decoded-length"])
 
 
-@pytest.mark.usefixtures("engine")
 async def test_a_limit_in_time_ends_the_decoding(upstream: HostileUpstream) -> None:
     config = ClientConfig(retry_attempts=1, timeout=0.1)
     async with AsyncHTTPClient(upstream.url(), config=config) as client:
@@ -168,7 +162,6 @@ async def test_a_limit_in_time_ends_the_decoding(upstream: HostileUpstream) -> N
         assert time.monotonic() - started < 0.2 + NOISE
 
 
-@pytest.mark.usefixtures("engine")
 async def test_a_body_of_exactly_the_limit_is_read(upstream: HostileUpstream) -> None:
     config = ClientConfig(max_response_bytes=1024)
     async with AsyncHTTPClient(upstream.url(), config=config) as client:
@@ -178,7 +171,6 @@ async def test_a_body_of_exactly_the_limit_is_read(upstream: HostileUpstream) ->
         assert len((await client.get("/large?bytes=1024&chunked=1")).content) == 1024
 
 
-@pytest.mark.usefixtures("engine")
 async def test_a_body_that_decodes_to_nothing_is_bounded_on_the_wire(upstream: HostileUpstream) -> None:
     nothing = gzip.compress(b"") * 50_000
     head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(nothing)}\r\n\r\n".encode()
@@ -187,7 +179,6 @@ async def test_a_body_that_decodes_to_nothing_is_bounded_on_the_wire(upstream: H
             await client.post("/raw", content=head + nothing)
 
 
-@pytest.mark.usefixtures("engine")
 async def test_many_tiny_chunks_do_not_hold_up_the_loop(upstream: HostileUpstream) -> None:
     async with AsyncHTTPClient(upstream.url()) as client, responsive():
         assert len((await client.get("/tiny-chunks?n=50000")).content) == 50_000
@@ -200,7 +191,6 @@ HEADS = (
 )  # fmt: skip
 
 
-@pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("path", HEADS)
 async def test_nothing_around_a_body_holds_up_the_loop(upstream: HostileUpstream, path: str) -> None:
     config = ClientConfig(
@@ -211,7 +201,6 @@ async def test_nothing_around_a_body_holds_up_the_loop(upstream: HostileUpstream
             _ = (await client.get(path)).json_data
 
 
-@pytest.mark.usefixtures("engine")
 async def test_bodies_that_nobody_asked_to_see_are_bounded_too(upstream: HostileUpstream) -> None:
     """That of a redirect, and that of a token endpoint."""
     bomb = gzip.compress(bytes(64 * LIMIT))
@@ -225,7 +214,6 @@ async def test_bodies_that_nobody_asked_to_see_are_bounded_too(upstream: Hostile
             await client.get("/ok", auth=auth)
 
 
-@pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("layers", [5, 6, 1000])
 async def test_five_codings_are_the_most(upstream: HostileUpstream, layers: int) -> None:
     async with AsyncHTTPClient(upstream.url()) as client:
@@ -236,7 +224,6 @@ async def test_five_codings_are_the_most(upstream: HostileUpstream, layers: int)
                 await client.get(f"/bomb/layers?layers={layers}")
 
 
-@pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("name", ["truncated", "br-truncated", "zstd-truncated", "corrupt", "lie", "double"])
 @pytest.mark.parametrize("streamed", [False, True], ids=["read", "streamed"])
 async def test_a_broken_coding_is_an_error_and_not_repeated(
@@ -248,7 +235,6 @@ async def test_a_broken_coding_is_an_error_and_not_repeated(
     assert upstream.key(name)["count"] == 1
 
 
-@pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize(
     ("name", "content"),
     [("members", b"hello world"), ("empty", b""), ("unknown", b"plain bytes"), ("trailing", b"hello world " * 1000)],
@@ -266,7 +252,6 @@ def zlib_of(data: bytes, wbits: int) -> bytes:
 TEXT = b"".join(b"%d," % number for number in range(40_000))
 
 
-@pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize(
     ("coding", "body"),
     [

@@ -60,11 +60,12 @@ async def meet(client: AsyncHTTPClient, url: str, *, streamed: bool) -> None:
 
 
 @pytest.mark.timeout(0)
-async def test_no_response_makes_a_foreign_error_escape(upstream: HostileUpstream) -> None:
+async def test_no_response_makes_a_foreign_error_escape(upstream: HostileUpstream, engine: str) -> None:
     config = ClientConfig(
         timeout=5.0, retry_attempts=1, follow_redirects=True, persist_cookies=True, max_response_bytes=1024 * 1024
     )
-    seeds = iter(range(FIRST, FIRST + COUNT))
+    count = COUNT if engine == "auto" else COUNT // 5  # the parser is ours over one engine only
+    seeds = iter(range(FIRST, FIRST + count))
     escaped: dict[int, str] = {}
     async with nothing_left(upstream), AsyncHTTPClient(upstream.url(), config=config) as client:
 

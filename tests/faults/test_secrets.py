@@ -27,7 +27,6 @@ from fastapi_http_client.errors import HTTPClientError
 from fastapi_http_client.middleware import LoggingMiddleware
 from fastapi_http_client.oauth2 import OAuth2ClientCredentials
 from fastapi_http_client.rate_limiter import TokenBucketRateLimiter
-from tests.faults import ENGINES, use_engine
 from tests.hostile.server import disguises
 from tests.hostile.upstream import HostileUpstream
 
@@ -79,11 +78,6 @@ PATHS = (
     "/coding/truncated", "/redirect-cross", "/redirect-cross?code=307", "/redirect-loop", "/redirect-to?url=ftp://x/",
     "/redirect-to?url=//127.0.0.1:1/", "/bad-head/http09", "/large?bytes=20000", "/raw",
 )  # fmt: skip
-
-
-@pytest.fixture(params=ENGINES)
-def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    use_engine(request.param, monkeypatch)
 
 
 @pytest.fixture
@@ -158,7 +152,6 @@ def hits(shown: list[str]) -> list[str]:
     return sorted({f"{text[:60]} … {text[max(0, at - 60) : at + 30]}" for text, at in found})
 
 
-@pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("slot_name", SLOTS)
 async def test_a_secret_is_shown_nowhere(
     upstream: HostileUpstream,
@@ -211,7 +204,6 @@ PATHS_OF_FRAMES = (
 )
 
 
-@pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("slot_name", [name for name in SLOTS if not name.startswith(("call", "query", "pair"))])
 async def test_no_variable_in_a_frame_of_an_error_holds_a_secret(upstream: HostileUpstream, slot_name: str) -> None:
     """Error trackers show them. What the caller gave to the call itself is in the caller's own frames anyway."""
@@ -282,7 +274,6 @@ ABROAD = (
 )  # fmt: skip
 
 
-@pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("slot", [name for name in SLOTS if name != "proxy"])
 async def test_a_secret_never_goes_abroad(upstream: HostileUpstream, slot: str) -> None:
     arguments, call = SLOTS[slot](upstream)

@@ -21,6 +21,11 @@ from tests.hostile.wire import MIB
 
 
 @pytest.fixture
+def engine() -> None:
+    """There is no client of ours here."""
+
+
+@pytest.fixture
 def client() -> Iterator[httpx.Client]:
     with httpx.Client(timeout=1.5, trust_env=False) as client:
         yield client
