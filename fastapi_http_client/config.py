@@ -5,7 +5,7 @@
 import json
 import re
 from collections.abc import Iterator, Sequence, Set
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NoReturn, Self
 
 import httpx
 from pydantic import (
@@ -180,6 +180,9 @@ class _Model(BaseModel):
             problems = tuple(_problems(error))
             message = f"{type(self).__name__}: " + "; ".join(str(problem) for problem in problems)
             raise ConfigurationError(message, problems=problems) from None
+
+    def __getstate__(self) -> NoReturn:
+        raise TypeError(f"{type(self).__name__} may hold secrets, which must not be written down")
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         for name, value in super().__repr_args__():
