@@ -6,11 +6,12 @@ import asyncio
 import time
 from typing import Any
 
-from benchmarks.bench import Bench, Figures, ask, difference, in_turns, medians, progress, ratio
+from benchmarks.bench import Bench, Child, Figures, ask, in_turns, medians, progress, ratio
 from benchmarks.subjects import SUBJECTS, Call, Open, Target
 
-CALLERS = {1: 600, 50: 800, 500: 1500}
-"""Callers at once, and the calls that they make together in a round."""
+CALLERS = {1: 600, 50: 800, 500: 3000}
+"""Callers at once, and the calls that they make together in a round: a third of them with a slow client."""
+SLOW = ("httpx", "httpx-sniffio", "httpx-uvloop", "httpx2", "httpware", "by-hand", "by-hand-spans", "ours-httpcore")
 LARGE_CALLS = 150
 
 
@@ -35,37 +36,31 @@ async def probe(opens: Open, target: Target, *, callers: int, calls: int) -> Fig
 
 
 def measure(bench: Bench, names: list[str] | None = None) -> dict[str, Any]:
-    names = names or list(SUBJECTS)
     found: dict[str, Any] = {}
-    with bench.workers(names) as workers:
+    with bench.workers(names or list(SUBJECTS)) as workers:
         for scheme in ("http", "https"):
             for callers, calls in CALLERS.items():
                 progress(f"\n{scheme}, {callers} callers ")
                 target = bench.target(tls=scheme == "https")
-                found[f"{scheme}, {callers}"] = _table(
-                    bench,
-                    workers,
-                    target,
-                    callers=callers,
-                    calls=max(2 * callers, calls // 5) if bench.quick else calls,
-                )
+                found[f"{scheme}, {callers}"] = _table(bench, workers, target, callers, calls)
             progress(f"\n{scheme}, 1 MiB ")
             target = bench.target("/large", tls=scheme == "https")
-            found[f"{scheme}, 1 MiB"] = _table(
-                bench, workers, target, callers=1, calls=LARGE_CALLS // (5 if bench.quick else 1)
-            )
+            found[f"{scheme}, 1 MiB"] = _table(bench, workers, target, 1, LARGE_CALLS)
     return found
 
 
-def _table(bench: Bench, workers: Any, target: Target, **arguments: int) -> dict[str, Figures]:
-    """For each subject its figures, its ratio to each that it is compared with, and what a span adds."""
-    turns = in_turns(workers, bench.rounds, lambda _, worker: ask(worker, "calls:probe", target, **arguments))
+def _table(bench: Bench, workers: dict[str, Child], target: Target, callers: int, calls: int) -> dict[str, Figures]:
+    """For each subject its figures, and its ratio to each that it is compared with."""
+
+    def turn(name: str, worker: Child) -> Figures:
+        share = (3 if name in SLOW else 1) * (3 if bench.quick else 1)
+        return ask(worker, "calls:probe", target, callers=callers, calls=calls // share)
+
+    turns = in_turns(workers, bench.rounds, turn)
     table = {}
     for name in workers:
         row = table[name] = medians(turns[name])
-        for base in ("httpx", "httpx-sniffio", "aiohttp", "aiohttp-uvloop", "by-hand", "by-hand-spans", "raw"):
+        for base in ("httpx", "aiohttp", "by-hand-spans"):
             if base in turns:
                 row[f"of {base}"] = ratio(turns, name, base)
-        if "ours" in turns:
-            row["above ours"] = difference(turns, name, "ours")
     return table

@@ -12,6 +12,6 @@ def measure(bench: Bench, names: list[str] | None = None) -> dict[str, Any]:
     for name in names or ["httpx", "httpx2", "aiohttp", "ours", "ours-httpcore"]:
         before = bench.upstream.ask()["accepted"]
         with bench.workers([name]) as workers:
-            ask(workers[name], "calls:probe", bench.target("/slow"), callers=100, calls=2800)  # and 200 to begin with
+            ask(workers[name], "calls:probe", bench.target("/slow"), callers=100, calls=2900)  # and 100 to begin with
         found[name] = bench.upstream.ask()["accepted"] - before
     return found

@@ -185,7 +185,7 @@ at the end. {versions}.
 id and trace passed on; no OpenTelemetry SDK unless the row says so. Limits are 100 connections, 20 of them kept
 alive, which are httpx's
 defaults, unless a table says more. The upstream is the same process for all (`benchmarks/upstream.py`: plain asyncio on
-uvloop), on a core of its own, and each client is a process of its own on another. They take turns within each of
+uvloop), on a core of its own, and each client is a process of its own on another. They take turns, in
 {about["rounds"]} rounds; a ratio is that of the two within one round, and the median over the rounds is shown.
 
 {tables(found)}
@@ -227,7 +227,7 @@ def _calls(found: Found) -> str:
 
 A GET of 146 bytes of JSON over HTTP/1.1 and its `.json()`: µs of processor time of the client's process (user
 and system, all threads) for one call, and in brackets the ratio to bare httpx. Callers at once share one
-client; each measurement opens a new one, and the first two calls of each caller, with the connections that they
+client; each measurement opens a new one, and the first call of each caller, with the connections that they
 open, are not counted. 1 MiB is a download by one caller, read whole.
 
 """

@@ -54,7 +54,7 @@ def measure(bench: Bench) -> dict[str, Any]:
             before = service.ask()
             figures = ask(load, "calls:probe", Target(origins[name]), callers=_CONNECTIONS, calls=calls)
             spent = service.ask() - before
-            return {"answered": 1e6 / figures["wall"], "a core": (calls + 2 * _CONNECTIONS) / spent}
+            return {"answered": 1e6 / figures["wall"], "a core": (calls + _CONNECTIONS) / spent}
 
         turns = in_turns(services, bench.rounds, turn)
     finally:
