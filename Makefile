@@ -49,7 +49,6 @@ coverage: $(VENV)/.dev-installed
 	$(BIN)/coverage report
 
 bench: $(VENV)/.bench-installed
-	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks
 
 soak: $(VENV)/.dev-installed

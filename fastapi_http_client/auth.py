@@ -49,6 +49,14 @@ class CredentialAuth(httpx.Auth):
         """Put the credential on the request; a coroutine is returned when it must be had first."""
         raise NotImplementedError
 
+    @property
+    def has_fixed_header(self) -> bool:
+        """Whether `fixed_header()` gives all that it sets, so that `sign()` need not be asked."""
+        return False
+
+    def fixed_header(self) -> tuple[bytes, bytes]:
+        raise NotImplementedError
+
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
         signing = self.sign(request)
         if signing is not None:
@@ -92,6 +100,14 @@ class BearerAuth(CredentialAuth):
             return self._sign_later(request, token)
         self._put(request, token)
         return None
+
+    @property
+    def has_fixed_header(self) -> bool:
+        return self._token is not None
+
+    def fixed_header(self) -> tuple[bytes, bytes]:
+        assert self._token is not None
+        return b"Authorization", b"Bearer " + self._token.get_secret_value().encode("ascii")
 
     async def _sign_later(self, request: httpx.Request, pending: Awaitable[object]) -> None:
         try:
@@ -140,6 +156,13 @@ class APIKeyAuth(CredentialAuth):
         query = request.url.query
         request.url = request.url.copy_with(query=query + b"&" + pair if query else pair)
 
+    @property
+    def has_fixed_header(self) -> bool:
+        return self.query_param_name is None
+
+    def fixed_header(self) -> tuple[bytes, bytes]:
+        return self.header_name.encode("ascii"), self._key.get_secret_value().encode()
+
     def __repr__(self) -> str:
         where = (
             f"query_param_name={self.query_param_name!r}"
@@ -160,6 +183,13 @@ class BasicAuth(CredentialAuth):
 
     def sign(self, request: httpx.Request) -> None:
         request.headers["Authorization"] = self._header.get_secret_value()
+
+    @property
+    def has_fixed_header(self) -> bool:
+        return True
+
+    def fixed_header(self) -> tuple[bytes, bytes]:
+        return b"Authorization", self._header.get_secret_value().encode("ascii")
 
     def __repr__(self) -> str:
         return f"BasicAuth(username={self.username!r}, password='**********')"

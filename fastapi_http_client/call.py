@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, cast
 
 import httpx
 
-from fastapi_http_client.clock import Clock
-from fastapi_http_client.errors import Attempt
+from fastapi_http_client.clock import SYSTEM_CLOCK, Clock
+from fastapi_http_client.context import current_context
+from fastapi_http_client.errors import Attempt, HTTPClientError
 
 if TYPE_CHECKING:
     from fastapi_http_client.models import HTTPResponse
@@ -26,24 +27,14 @@ class Call:
     middlewares and tasks.
     """
 
-    __slots__ = (
-        "attempts",
-        "auth",
-        "client_name",
-        "clock",
-        "deadline",
-        "follow_redirects",
-        "home",
-        "idempotency_key",
-        "origins",
-        "resends",
-        "retry",
-        "secret_params",
-        "started",
-        "stream",
-        "total_timeout",
-        "url_template",
-    )
+    # What most calls begin and end with, so that only what differs is set.
+    deadline: float | None = None  # on the call's clock; None: no limit for the whole call
+    resends = 0  # requests already sent for this call: retries, redirects and 401 replays
+    idempotency_key: str | None = None
+    at_home = False  # whether its address is surely at home: a path below the client's base URL
+    home = True  # whether this hop goes to one of the client's own origins
+    outcome: HTTPResponse | HTTPClientError | None = None  # of an attempt that the pipeline did not make itself
+    attempt_began = 0.0  # when that one did
 
     def __init__(
         self,
@@ -70,11 +61,19 @@ class Call:
         self.url_template = url_template
         self.secret_params = secret_params  # query keys to mask, beside the well-known ones
         self.started = clock.monotonic()
-        self.deadline: float | None = None  # on the call's clock; None: no limit for the whole call
         self.attempts: list[Attempt] = []
-        self.resends = 0  # requests already sent for this call: retries, redirects and 401 replays
-        self.idempotency_key: str | None = None
-        self.home = True  # whether this hop goes to one of the client's own origins
+
+    def limit(self) -> float | None:
+        """Seconds that the whole call may take from now on, and from now on its deadline; None: as long as it likes."""
+        deadline = None if self.total_timeout is None else self.started + self.total_timeout
+        now = self.clock.monotonic()
+        context = current_context()
+        if context is not None and context.deadline is not None:
+            # On the system's clock, which in a test need not be the call's.
+            of_request = now + context.deadline - SYSTEM_CLOCK.monotonic()
+            deadline = of_request if deadline is None else min(deadline, of_request)
+        self.deadline = deadline
+        return None if deadline is None else deadline - now
 
     def remaining(self) -> float | None:
         """Seconds left of the whole call (0.0 when it is over), or None when it has no limit."""

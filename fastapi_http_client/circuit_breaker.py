@@ -135,6 +135,10 @@ class CircuitBreaker:
             raise self._refused(answer)
         return answer
 
+    def admit_if_closed(self) -> Ticket | None:
+        """`admit()` while the circuit is closed, which every call may; else None, and nothing has happened."""
+        return self._circuit.closed_ticket
+
     def readmit(self, ticket: Ticket, *, lease: float) -> Ticket:
         """Asks again for a call that was admitted and then had to wait: its ticket is given back for a fresh one.
 

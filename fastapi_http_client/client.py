@@ -29,6 +29,7 @@ from fastapi_http_client.config import (
 from fastapi_http_client.errors import ConfigurationError, HTTPRequestError, Problem
 from fastapi_http_client.exchange import Body, Exchange
 from fastapi_http_client.fast import PlainRequests, is_plain
+from fastapi_http_client.fast_attempt import FastAttempt
 from fastapi_http_client.lifecycle import ClientStateError, Lifecycle, shielded
 from fastapi_http_client.middleware import Middleware
 from fastapi_http_client.models import HTTPResponse, copy_request
@@ -133,6 +134,7 @@ _SHARED_FIELDS = frozenset(
     or name in ("verify_ssl", "ca_file", "proxy", "trust_env", "http2", "engine", "retry_budget", "persist_cookies")
 ) - {"rate_limit_max_wait"}
 
+_NO_OPTIONS: Mapping[str, Any] = {}
 _OPTIONS = "fastapi_http_client.options"  # what a verb passes to send(), in the request's extensions
 
 
@@ -241,12 +243,13 @@ class AsyncHTTPClient(httpx.AsyncClient):
         self.exchange = Exchange(self)
         self.fetch_token = build_token_pipeline(self)
         self._handler, self.pipeline = build(self)
+        self._fast_attempt = FastAttempt.of(self)
         self._take_base_url()
 
     def _take_base_url(self) -> None:
         """Join paths to the base URL, and keep credentials to its origin: again when it is set anew."""
         self._join = Joiner(self.base_url)
-        self._plain = PlainRequests()
+        self.plain_requests = PlainRequests()
         self._origins: frozenset[tuple[str, str, int | None]] = frozenset()
         if self.base_url.host:
             allowed = (origin(httpx.URL(allowed)) for allowed in self.config.allowed_origins)
@@ -311,7 +314,7 @@ class AsyncHTTPClient(httpx.AsyncClient):
         `path_params` fills the `{fields}` of the path, each value percent-quoted whole. Raises `HTTPRequestError` (also
         a `ValueError`) for an address that cannot be used.
         """
-        extensions = dict(extensions or {})
+        extensions = dict(extensions) if extensions else {}
         template = None
         if path_params is not None:
             template = str(url)
@@ -327,7 +330,7 @@ class AsyncHTTPClient(httpx.AsyncClient):
                 timeout = rest.get("timeout", USE_CLIENT_DEFAULT)
                 limits = self.timeout if timeout is USE_CLIENT_DEFAULT else httpx.Timeout(timeout)
                 extensions.setdefault("timeout", limits.as_dict())
-                return self._plain.request(method, joined, self.headers, rest.get("headers"), extensions)
+                return self.plain_requests.request(method, joined, self.headers, rest.get("headers"), extensions)
             return super().build_request(method, joined, extensions=extensions, **rest)
         except (UnicodeError, httpx.InvalidURL) as error:
             raise HTTPRequestError(
@@ -416,11 +419,11 @@ class AsyncHTTPClient(httpx.AsyncClient):
             self._take_base_url()
         if Call.is_on(request):  # the same object is sent again, perhaps while its first call is still going on
             request = _fresh(request)
-        options = request.extensions.get(_OPTIONS) or {}
         if "timeout" not in request.extensions:
             request.extensions = {**request.extensions, "timeout": self.timeout.as_dict()}
         auth = self.auth if auth is USE_CLIENT_DEFAULT else build_auth(auth)
-        if request.url.userinfo:
+        at_home = self._join.is_below(request.url)
+        if not at_home and request.url.userinfo:
             auth = auth or BasicAuth(request.url.username, request.url.password)
             request = _fresh(request)
             request.url = request.url.copy_with(username=None, password=None)
@@ -431,10 +434,11 @@ class AsyncHTTPClient(httpx.AsyncClient):
             follow_redirects=self.follow_redirects
             if follow_redirects is USE_CLIENT_DEFAULT
             else bool(follow_redirects),
-            **options,
+            **request.extensions.get(_OPTIONS, _NO_OPTIONS),
         )
         call.attach(request)
-        if self._origins and origin(request.url) not in self._origins:
+        call.at_home = at_home
+        if not at_home and self._origins and origin(request.url) not in self._origins:
             raise HTTPRequestError(
                 f"{self.name or 'AsyncHTTPClient'}: {request.method} {redact_url(request.url)} refused: the client's "
                 "credentials are for another origin (allowed_origins adds to base_url)",
@@ -445,6 +449,11 @@ class AsyncHTTPClient(httpx.AsyncClient):
             )
         self.lifecycle.enter()
         try:
+            if self._fast_attempt is not None and not stream:
+                answer = await self._fast_attempt(request)
+                if answer is not None:
+                    self.lifecycle.leave()
+                    return answer
             response = await self.lifecycle.until_closed(self._handler(request))
         except ClientStateError as error:
             self.lifecycle.leave()

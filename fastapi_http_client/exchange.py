@@ -7,6 +7,8 @@ this package's errors. Nothing above it knows a transport; a faster engine repla
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import warnings
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -15,7 +17,7 @@ import httpx
 
 from fastapi_http_client.call import Call
 from fastapi_http_client.clock import SYSTEM_CLOCK
-from fastapi_http_client.engine.errors import ResponseTooLargeError
+from fastapi_http_client.engine.errors import ResponseTooLargeError, exchange_facts
 from fastapi_http_client.errors import HTTPClientError, HTTPRequestError, HTTPTimeoutError, TimeoutPhase, also
 from fastapi_http_client.fast import header_names
 from fastapi_http_client.models import HTTPResponse, as_http_response
@@ -69,16 +71,18 @@ class Exchange:
                 response = as_http_response(await engine.fetch(request, max_bytes=client.max_bytes, decode=False))
         except HTTPClientError:
             raise
-        except ResponseTooLargeError as error:
-            what = f"the response is larger than max_response_bytes ({client.max_bytes})"
-            raise request_error(error, request, what) from error
         except Exception as error:
-            raise request_error(error, request) from _without_secrets(error)
-
+            raise failure(error, request, client.max_bytes) from without_secrets(error)
         response.request = request
+        return await self.settle(response, request, started)
+
+    async def settle(self, response: HTTPResponse, request: httpx.Request, started: float) -> HTTPResponse:
+        """Make a transport's response one of this client, and read it unless the call is streamed."""
+        client = self._client
+        call = Call.of(request)
         response.default_encoding = client.default_encoding
         response._client_name = call.client_name
-        names = header_names(response.headers)
+        names = header_names(response.headers.raw)
         if b"retry-after" in names:
             response._received_at = call.clock.wall()
         response._max_bytes = client.max_bytes
@@ -87,8 +91,12 @@ class Exchange:
         try:
             if client.keeps_cookies and b"set-cookie" in names:
                 _keep_cookies(client.cookies, response)
-            for hook in hooks["response"]:
-                await hook(response)
+            for hook in client.event_hooks["response"]:
+                try:
+                    await hook(response)
+                except httpx.HTTPStatusError as error:
+                    response._verdict = error  # for the caller, when the attempts are over
+                    break
             if not call.stream:
                 await response.aread()
         except HTTPClientError:
@@ -122,6 +130,7 @@ class Body(httpx.AsyncByteStream):
         self._stream: Any = response.stream
         self._request = request
         self._started = started
+        self._loop = asyncio.get_running_loop()
         self._closed = False
         self._error: Exception | None = None
         self._listeners: list[Callable[[Exception | None], None]] = []
@@ -152,7 +161,7 @@ class Body(httpx.AsyncByteStream):
             except Exception as error:
                 request = self._response.request  # the caller's, which holds no credential
                 self._error = total_timeout(request) if limit.expired() else request_error(error, request)
-                raise self._error from _without_secrets(error)
+                raise self._error from without_secrets(error)
             yield chunk
 
     async def aclose(self) -> None:
@@ -170,10 +179,31 @@ class Body(httpx.AsyncByteStream):
                 listener(self._error)
             self._listeners.clear()
 
+    def __del__(self, warn: Callable[..., None] = warnings.warn) -> None:
+        """Nobody can close it any more: give its connection back, and say whose it was.
 
-def _without_secrets(error: Exception) -> BaseException:
+        This may run in any thread, and as late as at the interpreter's own end, when the loop is gone.
+        """
+        if self._closed:
+            return
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and so are its connections
+            self._loop.call_soon_threadsafe(self._close_late)
+        what = "a streamed response was never closed: use `async with client.stream()`, or `await response.aclose()`"
+        warn(described(self._request, what, attempt=False), ResourceWarning, source=self)
+
+    def _close_late(self) -> None:
+        self._closing = self._loop.create_task(self.aclose())
+
+
+def without_secrets(error: Exception) -> BaseException:
     """A network's error without its frames. Any other keeps them: it comes from a bug, or from a test's mock."""
     return without_frames(error) if isinstance(error, httpx.RequestError) else error
+
+
+def failure(error: Exception, request: httpx.Request, max_bytes: int | None) -> HTTPRequestError:
+    """The error of ours for what the exchange of a whole response came to."""
+    too_large = f"the response is larger than max_response_bytes ({max_bytes})"
+    return request_error(error, request, too_large if isinstance(error, ResponseTooLargeError) else None)
 
 
 def request_error(error: Exception, request: httpx.Request, what: str | None = None) -> HTTPRequestError:
@@ -209,9 +239,19 @@ def _phase(error: httpx.TimeoutException) -> TimeoutPhase:
     return "read"
 
 
-def total_timeout(request: httpx.Request) -> HTTPTimeoutError:
-    """The error for a call that has used up the time it was given."""
+def was_never_sent(cut_off: Exception) -> bool:
+    """Whether a limit of ours struck while a connection was still being opened, as the transport then notes."""
+    for error in (cut_off, cut_off.__cause__):
+        facts = None if error is None else exchange_facts(error)
+        if facts is not None:
+            return not facts.request_sent
+    return False
+
+
+def total_timeout(request: httpx.Request, cut_off: Exception | None = None) -> HTTPTimeoutError:
+    """The error for a call that has used up the time it was given; `cut_off` says what it was doing then."""
     call = Call.of(request)
+    unsent = cut_off is not None and was_never_sent(cut_off)
     spent = call.clock.monotonic() - call.started
     return HTTPTimeoutError(
         described(
@@ -223,7 +263,7 @@ def total_timeout(request: httpx.Request) -> HTTPTimeoutError:
         request=request,
         client=call.client_name,
         attempts=call.attempts,
-        may_have_run=call.resends > 0,
+        may_have_run=call.resends > unsent,
         transient=False,
     )
 

@@ -5,55 +5,78 @@ Every function names the case that it is for and is compared with httpx's own re
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import httpx
 
 from fastapi_http_client.models import copy_request
 
-_NO_BODY = frozenset({"GET", "HEAD", "OPTIONS", "DELETE"})
-_EMPTY = httpx.ByteStream(b"")
+NO_BODY = httpx.ByteStream(b"")
+_WITHOUT_BODY = frozenset({"GET", "HEAD", "OPTIONS", "DELETE"})
 
 
 def is_plain(method: str, options: Mapping[str, Any]) -> bool:
     """Whether a request has no body and no cookies of its own, so that only its headers are to be merged."""
-    return method in _NO_BODY and options.keys() <= {"headers", "timeout"}
+    return method in _WITHOUT_BODY and options.keys() <= {"headers", "timeout"}
+
+
+def entries(headers: httpx.Headers) -> list[Any]:
+    """What the headers are made of, to be compared and not to be changed: `headers.raw` makes new pairs each time.
+
+    A private attribute of httpx (as of 0.28); without it, the public way does.
+    """
+    found: list[Any] | None = getattr(headers, "_list", None)
+    return headers.raw if found is None else found
+
+
+class PlainRequest(httpx.Request):
+    """A request without a body, made of parts that need no looking at."""
+
+    def __init__(self, method: str, url: httpx.URL, headers: httpx.Headers, extensions: dict[str, Any]) -> None:
+        self.method = method
+        self.url = url
+        self.headers = httpx.Headers(headers)
+        self.extensions = extensions
+        self.stream = NO_BODY
+        self._content = b""
 
 
 class PlainRequests:
     """Builds plain requests: httpx would copy the headers four times, and encode a body of nothing.
 
     The client's default headers, with the `Host` of the last request before them, are kept from call to call for as
-    long as they stay the same.
+    long as they stay the same: `entries` are those of the last request that had none of its own.
     """
 
-    __slots__ = ("_defaults", "_merged", "_netloc")
+    __slots__ = ("_defaults", "_merged", "_netloc", "_url", "entries")
 
     def __init__(self) -> None:
-        self._defaults: list[tuple[bytes, bytes]] | None = None
+        self._defaults: list[Any] | None = None
+        self._url: httpx.URL | None = None
         self._netloc = b""
         self._merged = httpx.Headers()
+        self.entries: list[Any] = []
 
     def request(
-        self, method: str, url: httpx.URL, defaults: httpx.Headers, own: Any, extensions: Mapping[str, Any]
+        self, method: str, url: httpx.URL, defaults: httpx.Headers, own: Any, extensions: dict[str, Any]
     ) -> httpx.Request:
         if own:
             headers = httpx.Headers(defaults)
             headers.update(own)
-            headers = _with_host(headers, url)
-        else:
-            headers = self._with_defaults(defaults, url)
-        request = httpx.Request(method, url, headers=headers, stream=_EMPTY, extensions=extensions)
-        request.read()
-        return request
+            return PlainRequest(method, url, _with_host(headers, url), extensions)
+        if url is not self._url or entries(defaults) != self._defaults:
+            self._renew(defaults, url)
+        return PlainRequest(method, url, self._merged, extensions)
 
-    def _with_defaults(self, defaults: httpx.Headers, url: httpx.URL) -> httpx.Headers:
-        raw, netloc = defaults.raw, url.netloc
-        if raw != self._defaults or netloc != self._netloc:
-            self._merged = _with_host(defaults, url)
-            self._defaults, self._netloc = raw, netloc
-        return self._merged  # a request copies the headers that it is given
+    def _renew(self, defaults: httpx.Headers, url: httpx.URL) -> None:
+        now, netloc = entries(defaults), url.netloc
+        self._url = url
+        if now == self._defaults and netloc == self._netloc:
+            return
+        self._merged = _with_host(defaults, url)
+        self._defaults, self._netloc = list(now), netloc
+        self.entries = list(entries(self._merged))
 
 
 def _with_host(headers: httpx.Headers, url: httpx.URL) -> httpx.Headers:
@@ -67,6 +90,6 @@ def wire_copy(request: httpx.Request) -> httpx.Request:
     return copy
 
 
-def header_names(headers: httpx.Headers) -> set[bytes]:
-    """The names in lower case: to look several up in them costs less than to ask the headers twice."""
-    return {name.lower() for name, _ in headers.raw}
+def header_names(headers: Iterable[tuple[bytes, bytes]]) -> set[bytes]:
+    """The names in lower case: to look several up in them costs less than to ask httpx's headers twice."""
+    return {name.lower() for name, _ in headers}

@@ -20,6 +20,7 @@ import httpx
 
 from fastapi_http_client.clock import SYSTEM_CLOCK
 from fastapi_http_client.config import ClientConfig
+from fastapi_http_client.engine.errors import NOTHING_SENT, with_facts
 from fastapi_http_client.redaction import MASK
 
 
@@ -160,7 +161,10 @@ class _Network(httpcore2.AnyIOBackend):
         try:
             stream = await super().connect_tcp(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
         except ExceptionGroup as group:  # anyio's, for what is no OSError: an impossible port
-            raise httpcore2.ConnectError(str(group.exceptions[0])) from group
+            raise with_facts(httpcore2.ConnectError(str(group.exceptions[0])), NOTHING_SENT) from group
+        except BaseException as error:
+            with_facts(error, NOTHING_SENT)  # also a cancellation: whoever is the cause of it can tell then
+            raise
         return _Stream(stream)
 
 
@@ -203,7 +207,8 @@ class _Stream(httpcore2.AsyncNetworkStream):
     async def start_tls(self, *args: Any, **kwargs: Any) -> httpcore2.AsyncNetworkStream:
         try:
             return _Stream(await self._stream.start_tls(*args, **kwargs))
-        except BaseException:
+        except BaseException as error:
+            with_facts(error, NOTHING_SENT)
             await self.aclose()
             raise
 

@@ -53,11 +53,14 @@ class Lifecycle:
     def check_open(self) -> None:
         """Raises `ClientStateError` when the client was closed under a call that is still going on."""
         if self._closed:
-            raise self._closed_meanwhile(may_have_run=False)
+            raise self.closed_meanwhile(may_have_run=False)
 
     def check_loop(self) -> None:
         """Raises `ClientStateError` on another event loop than that of the first call."""
-        if self._loop is not None and self._loop is not asyncio.get_running_loop():
+        self._check_loop(asyncio.get_running_loop())
+
+    def _check_loop(self, running: asyncio.AbstractEventLoop) -> None:
+        if self._loop is not None and self._loop is not running:
             raise ClientStateError(
                 f"{self._name}: this client belongs to another event loop, whose connections cannot be used here; "
                 "make one client for each loop (in tests: one for each test, or one loop for all)"
@@ -66,8 +69,9 @@ class Lifecycle:
     def enter(self) -> None:
         """Count a call in; raises `ClientStateError` when there must not be one."""
         if not self._closed:
-            self.check_loop()
-            self._loop = asyncio.get_running_loop()
+            running = asyncio.get_running_loop()
+            self._check_loop(running)
+            self._loop = running
         if self._closed:
             raise ClientStateError(f"{self._name}: the client is closed; nothing was sent")
         if self._draining:
@@ -89,11 +93,12 @@ class Lifecycle:
         except TimeoutError as error:
             if not limit.expired():
                 raise
-            raise self._closed_meanwhile(may_have_run=True) from error
+            raise self.closed_meanwhile(may_have_run=True) from error
         finally:
             self._limits.discard(limit)
 
-    def _closed_meanwhile(self, *, may_have_run: bool) -> ClientStateError:
+    def closed_meanwhile(self, *, may_have_run: bool) -> ClientStateError:
+        """The error of a call that was going on when the client was closed."""
         return ClientStateError(
             f"{self._name}: the client was closed while this call was going on", may_have_run=may_have_run
         )

@@ -31,11 +31,28 @@ class HTTPResponse(httpx.Response):
     """An `httpx.Response` that knows how it came about and raises this package's errors."""
 
     # Set on every response that a client returns; the class attributes are for responses built by hand.
-    attempts: tuple[Attempt, ...] = ()
-    """The ledger of the call: one entry for each attempt, this response's own last."""
+    _attempts: tuple[Attempt, ...] = ()
+    _only_attempt_took: float | None = None
     _client_name: str | None = None
     _received_at: float | None = None
     _max_bytes: int | None = None
+    _verdict: httpx.HTTPStatusError | None = None
+    """What an event hook raised for the status: for the caller, unless the attempt is repeated."""
+
+    @property
+    def attempts(self) -> tuple[Attempt, ...]:
+        """The ledger of the call: one entry for each attempt, this response's own last."""
+        if not self._attempts and self._only_attempt_took is not None:
+            self._attempts = (Attempt(1, self.status_code, None, self._only_attempt_took),)
+        return self._attempts
+
+    @attempts.setter
+    def attempts(self, attempts: tuple[Attempt, ...]) -> None:
+        self._attempts = attempts
+
+    def only_attempt_took(self, seconds: float) -> None:
+        """There was one attempt, and it was good: the ledger is made of this when somebody asks for it."""
+        self._only_attempt_took = seconds
 
     async def aiter_bytes(self, chunk_size: int | None = None) -> AsyncIterator[bytes]:
         """The decoded body in chunks.
@@ -80,17 +97,21 @@ class HTTPResponse(httpx.Response):
             return f"{name}-le"  # without a mark at the beginning Python's own would fail; browsers take this one
         return name
 
-    @property
-    def json_data(self) -> Any:
-        """The body parsed as JSON: parsed once, and the same object on every access.
+    def json(self, **kwargs: Any) -> Any:
+        """The body parsed as JSON, anew each time; the arguments are those of `json.loads`.
 
         Raises `json.JSONDecodeError` or `UnicodeDecodeError` (both `ValueError`) when the body is no JSON.
         """
+        try:
+            return super().json(**kwargs)
+        except RecursionError:
+            raise json.JSONDecodeError("nested too deeply", "", 0) from None
+
+    @property
+    def json_data(self) -> Any:
+        """The body parsed as JSON: parsed once, and the same object on every access. Raises what `json()` raises."""
         if "_json_data" not in self.__dict__:
-            try:
-                self._json_data = self.json()
-            except RecursionError:
-                raise json.JSONDecodeError("nested too deeply", "", 0) from None
+            self._json_data = self.json()
         return self._json_data
 
     def parse(self, type_: type[T]) -> T:

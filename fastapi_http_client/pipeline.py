@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import httpx
@@ -18,18 +19,15 @@ import httpx
 from fastapi_http_client.auth import CredentialAuth
 from fastapi_http_client.call import Call, Handler
 from fastapi_http_client.circuit_breaker import CircuitBreaker
-from fastapi_http_client.clock import SYSTEM_CLOCK
-from fastapi_http_client.context import current_context
 from fastapi_http_client.errors import (
     AuthenticationError,
     CircuitBreakerOpenError,
     HTTPClientError,
     HTTPRequestError,
-    HTTPResponseError,
     HTTPTimeoutError,
     RateLimitError,
 )
-from fastapi_http_client.exchange import Body, described, total_timeout
+from fastapi_http_client.exchange import Body, described, total_timeout, was_never_sent
 from fastapi_http_client.fast import wire_copy
 from fastapi_http_client.fleet.circuit_breaker import FleetCircuitBreaker
 from fastapi_http_client.middleware import Middleware
@@ -58,7 +56,11 @@ class Step(Protocol):
 
 
 def build(client: AsyncHTTPClient) -> tuple[Handler, tuple[str, ...]]:
-    """The client's pipeline and the names of its steps, outermost first."""
+    """The client's pipeline and the names of its steps, outermost first.
+
+    What stands under "once per attempt" is done in one go by `fast_attempt` when nothing of it has to wait; a change
+    here is a change there.
+    """
     config = client.config
     limiter, breaker = client.rate_limiter, client.circuit_breaker
     retries_itself = any(isinstance(middleware, RetryMiddleware) for middleware in client.middlewares)
@@ -100,15 +102,10 @@ class Deadline:
 
     async def __call__(self, request: httpx.Request, call_next: Handler) -> HTTPResponse:
         call = Call.of(request)
-        limit = call.total_timeout
-        context = current_context()
-        if context is not None and context.deadline is not None:
-            left = context.deadline - SYSTEM_CLOCK.monotonic()
-            limit = left if limit is None else min(limit, left)
+        limit = call.limit()
         if limit is None:
             return await call_next(request)
-        call.deadline = call.started + limit
-        if limit <= 0:
+        if limit <= 0 and call.outcome is None:
             raise total_timeout(request)
         scope = asyncio.timeout(limit)
         try:
@@ -117,7 +114,7 @@ class Deadline:
         except TimeoutError as error:
             if not scope.expired():
                 raise
-            raise total_timeout(request) from error
+            raise total_timeout(request, error) from error
 
 
 class UserMiddleware:
@@ -130,16 +127,53 @@ class UserMiddleware:
 
     async def __call__(self, request: httpx.Request, call_next: Handler) -> HTTPResponse:
         call = Call.of(request)
+        got: list[HTTPResponse] = []  # of a streamed call, for they hold a connection each
 
         async def go_on(next_request: httpx.Request) -> HTTPResponse:
-            return await call_next(call.attach(next_request))
+            response = await call_next(call.attach(next_request))
+            if call.stream:
+                got.append(response)
+            return response
 
-        response = await self._handle(request, self._client, go_on)
-        if not isinstance(response, httpx.Response):
-            raise TypeError(f"{self.name}.handle returned {type(response).__name__}, not an httpx.Response")
+        try:
+            response = await self._handle(request, self._client, go_on)
+            if not isinstance(response, httpx.Response):
+                raise TypeError(f"{self.name}.handle returned {type(response).__name__}, not an httpx.Response")
+        except BaseException:
+            await _close(got)
+            raise
         if response._request is None:  # its own answer, from a cache, say
             response.request = request
+        others = [other for other in got if other is not response and not other.is_closed]
+        if others:
+            if isinstance(response.stream, httpx.AsyncByteStream) and not response.is_closed:
+                response.stream = _MadeOf(others, response.stream)
+            else:
+                await _close(others)
         return as_http_response(response)
+
+
+class _MadeOf(httpx.AsyncByteStream):
+    """The body of a middleware's own answer, which may read those of the responses that it got: they end with it."""
+
+    def __init__(self, responses: list[HTTPResponse], body: httpx.AsyncByteStream) -> None:
+        self._responses = responses
+        self._body = body
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for chunk in self._body:
+            yield chunk
+
+    async def aclose(self) -> None:
+        try:
+            await self._body.aclose()
+        finally:
+            await _close(self._responses)
+
+
+async def _close(responses: list[HTTPResponse]) -> None:
+    for response in responses:
+        await response.aclose()
 
 
 # -- once per attempt --------------------------------------------------------------------------------------------
@@ -155,6 +189,8 @@ class OwnCopy:
 
     async def __call__(self, request: httpx.Request, call_next: Handler) -> HTTPResponse:
         call = Call.of(request)
+        if call.outcome is not None:
+            return made_already(call)
         call.home = origin(request.url) in call.origins
         try:
             response = await call_next(wire_copy(request))
@@ -165,6 +201,15 @@ class OwnCopy:
             raise
         response.request = request
         return response
+
+
+def made_already(call: Call) -> HTTPResponse:
+    """What the call's first attempt came to, which `fast_attempt` has made."""
+    outcome, call.outcome = call.outcome, None
+    if isinstance(outcome, HTTPClientError):
+        raise outcome
+    assert outcome is not None
+    return outcome
 
 
 _TICKET = "fastapi_http_client.ticket"
@@ -198,9 +243,6 @@ class CircuitBreaking:
             return response
         except HTTPRequestError as error:
             outcome = outcome_of_error(error)
-            raise
-        except HTTPResponseError as error:  # an event hook raised it for the response's status
-            outcome = outcome_of(error.status_code)
             raise
         finally:
             ticket = request.extensions.pop(_TICKET, None)
@@ -395,25 +437,33 @@ class AttemptTimeout:
         limit = attempt_limit(request)
         if limit is None:
             return await call_next(request)
-        # A hair later than httpx's own limits, so that their error, which names the phase, comes first.
-        scope = asyncio.timeout(limit + _HAIR)
+        # A hair later than the engine's own limits, so that their error, which names the phase, comes first.
+        scope = asyncio.timeout(limit + HAIR)
         try:
             async with scope:
                 return await call_next(request)
         except TimeoutError as error:
             if not scope.expired():
                 raise
-            call = Call.of(request)
-            raise HTTPTimeoutError(
-                described(request, f"no complete response within {limit:g} s"),
-                phase="attempt",
-                request=request,
-                client=call.client_name,
-                attempts=call.attempts,
-            ) from without_frames(error)
+            raise attempt_timeout(request, limit, error) from without_frames(error)
 
 
-_HAIR = 0.01
+HAIR = 0.03  # seconds: more than the engine needs to notice that a limit has passed
+
+
+def attempt_timeout(request: httpx.Request, limit: float, cut_off: Exception) -> HTTPTimeoutError:
+    """The error for an attempt that took longer than `limit` seconds; `cut_off` says what it was doing then."""
+    call = Call.of(request)
+    unsent = was_never_sent(cut_off)  # it was still connecting, after a wait for the pool, say
+    what = "could not connect" if unsent else "no complete response"
+    return HTTPTimeoutError(
+        described(request, f"{what} within {limit:g} s"),
+        phase="connect" if unsent else "attempt",
+        request=request,
+        client=call.client_name,
+        attempts=call.attempts,
+        may_have_run=not unsent,
+    )
 
 
 def attempt_limit(request: httpx.Request) -> float | None:

@@ -104,29 +104,32 @@ class Propagation:
 
     async def __call__(self, request: httpx.Request, call_next: Handler) -> HTTPResponse:
         call = Call.of(request)
-        if not call.home:
-            self._strip(request.headers)
-        elif not self._off:
+        if call.home:
             self._write(request, call)
+        else:
+            self._strip(request.headers)
         return await call_next(request)
 
     def _write(self, request: httpx.Request, call: Call) -> None:
         headers = request.headers
         for name in request.extensions.pop(_WRITTEN, ()):  # the same copy again, after a 401: ours are not the caller's
             del headers[name]
-        written = self._context_headers(call, headers.keys())
+        written = self.context_headers(call, headers.keys())
         for name, value in written.items():
             headers[name] = value
         request.extensions[_WRITTEN] = written
 
-    def _context_headers(self, call: Call, present: Container[str]) -> dict[str, str]:
-        """What to add to a request that has the headers `present`."""
+    def context_headers(self, call: Call, present: Container[str]) -> dict[str, str]:
+        """What to add to a request that has the headers `present` (lower case) and stays at home."""
+        if self._off:
+            return {}
         ours = dict(_trace_headers(with_baggage=self._internal))
-        if "baggage" in present:
-            ours.pop("baggage", None)
-        if any(name in present for name in ours if name != "baggage"):
-            # The fields of a trace belong together: our `tracestate` must not meet the caller's `traceparent`.
-            ours = {name: ours[name] for name in ours if name == "baggage"}
+        if ours:
+            if "baggage" in present:
+                ours.pop("baggage", None)
+            if any(name in present for name in ours if name != "baggage"):
+                # The fields of a trace belong together: our `tracestate` must not meet the caller's `traceparent`.
+                ours = {name: ours[name] for name in ours if name == "baggage"}
         request_id = get_request_id()
         if request_id is not None and REQUEST_ID_HEADER not in present:
             ours[REQUEST_ID_HEADER] = request_id

@@ -81,6 +81,11 @@ class TokenBucketRateLimiter:
             return 0.0
         return await self._wait_in_line(tokens, max_wait)
 
+    def try_acquire(self) -> bool:
+        """Takes one token if it is there and nobody is in line for it; never waits."""
+        line = self._line
+        return (line is None or not line.waiters) and not self._bucket.take(1, self._clock.monotonic())
+
     async def _wait_in_line(self, tokens: int, max_wait: float | None) -> float:
         line = self._line = line_of_this_loop(self._line)
         arrived = self._clock.monotonic()

@@ -54,7 +54,7 @@ class RetryMiddleware(Middleware):
             request = _with_key(request, call)
         number = 0
         while True:
-            started = call.clock.monotonic()
+            started = call.clock.monotonic() if call.outcome is None else call.attempt_began
             response: HTTPResponse | None = None
             error: HTTPRequestError | None = None
             try:
@@ -83,7 +83,7 @@ class RetryMiddleware(Middleware):
                 )
             )
             if not may_repeat or client.lifecycle.draining:
-                return _outcome(call, response, error)
+                return await _outcome(call, response, error)
             if number + 1 >= most:
                 await _raise_exhausted(request, call, response, error)
             delay = policy.delay(number, client.chance())
@@ -91,10 +91,10 @@ class RetryMiddleware(Middleware):
             if asked is not None and (asked > policy.max_delay or not call.fits(asked)):
                 if response is not None and response.status_code == 429:
                     await _raise_too_long(request, call, response, asked)
-                return _outcome(call, response, error)
+                return await _outcome(call, response, error)
             delay = max(delay, asked or 0.0)
             if not call.fits(delay) or not client.retry_budget.spend():
-                return _outcome(call, response, error)
+                return await _outcome(call, response, error)
             if response is not None:
                 await response.aclose()
             call.attempts[-1] = _with_delay(call.attempts[-1], delay)
@@ -145,18 +145,31 @@ def _cause(status: int | None, error: HTTPRequestError | None) -> str:
     return f"status {status}" if error is None else type(error.__cause__ or error).__name__
 
 
-def _outcome(call: Call, response: HTTPResponse | None, error: HTTPRequestError | None) -> HTTPResponse:
+async def _outcome(call: Call, response: HTTPResponse | None, error: HTTPRequestError | None) -> HTTPResponse:
     """The attempt's own outcome, unchanged: its response is returned, its error is raised."""
     if response is None:
         assert error is not None
         error.attempts = tuple(call.attempts)
         raise error
     response.attempts = tuple(call.attempts)
+    if response._verdict is not None:
+        await _give_up(call, response)
     return response
 
 
-async def _raise_too_long(request: httpx.Request, call: Call, response: HTTPResponse, asked: float) -> NoReturn:
+async def _give_up(call: Call, response: HTTPResponse) -> None:
+    """Close the last response of a call that fails, and raise what an event hook has raised for its status, if any."""
     await response.aclose()
+    response.attempts = tuple(call.attempts)
+    verdict, response._verdict = response._verdict, None
+    if isinstance(verdict, HTTPClientError):
+        verdict.attempts = response.attempts
+    if verdict is not None:
+        raise verdict
+
+
+async def _raise_too_long(request: httpx.Request, call: Call, response: HTTPResponse, asked: float) -> NoReturn:
+    await _give_up(call, response)
     raise RateLimitError(
         described(request, f"429, and the upstream asks to wait {asked:g} s, which is too long", attempt=False),
         retry_after=asked,
@@ -172,8 +185,7 @@ async def _raise_exhausted(
 ) -> NoReturn:
     cause: HTTPClientError | None = error
     if response is not None:
-        await response.aclose()
-        response.attempts = tuple(call.attempts)
+        await _give_up(call, response)
         try:
             response.raise_for_status()
         except HTTPResponseError as exc:

@@ -11,7 +11,7 @@ from fastapi_http_client.fast import header_names
 from fastapi_http_client.line import Line, line_of_this_loop
 from fastapi_http_client.policies.server_limit import asked_pause
 
-_HINTS = frozenset({b"retry-after", b"ratelimit", b"ratelimit-remaining", b"x-ratelimit-remaining"})
+HINTS = frozenset({b"retry-after", b"ratelimit", b"ratelimit-remaining", b"x-ratelimit-remaining"})
 
 
 class ServerLimit:
@@ -35,7 +35,7 @@ class ServerLimit:
 
     def note(self, response: httpx.Response) -> None:
         """Look whether a response asks for a pause."""
-        if header_names(response.headers).isdisjoint(_HINTS):
+        if header_names(response.headers.raw).isdisjoint(HINTS):
             return
         pause = asked_pause(response.status_code, response.headers, self._clock.wall())
         if pause is not None and 0.0 < pause <= self._longest:

@@ -56,6 +56,12 @@ class AutoTransport(httpx.AsyncBaseTransport):
             return self._other("httpcore2")
         return self._engine
 
+    def engine_for_plain(self) -> AsyncioTransport | None:
+        """The engine, if it is what carries a request that asks for nothing special."""
+        if httpx.AsyncHTTPTransport.handle_async_request is not _UNPATCHED or _httpcore_is_patched():
+            return None
+        return self._engine
+
     def _other(self, kind: str) -> httpx.AsyncBaseTransport:
         if kind not in self._others:
             if kind == "httpcore2":
@@ -76,6 +82,13 @@ def engine_of(transport: httpx.AsyncBaseTransport, request: httpx.Request) -> As
     """The engine, if it is what carries this request: it can read a whole response in one step."""
     if type(transport) is AutoTransport:
         transport = transport.transport_for(request)
+    return transport if type(transport) is AsyncioTransport else None
+
+
+def engine_for_plain(transport: httpx.AsyncBaseTransport) -> AsyncioTransport | None:
+    """`engine_of()` for a GET, HEAD, OPTIONS or DELETE without an `Upgrade` and without extensions for the network."""
+    if type(transport) is AutoTransport:
+        return transport.engine_for_plain()
     return transport if type(transport) is AsyncioTransport else None
 
 
@@ -121,10 +134,11 @@ _UNPATCHED: Any = (
 
 def _httpcore_is_patched() -> bool:
     """Whether httpcore's pool is replaced, as respx does by default. httpx imports it with its first request."""
-    pool = sys.modules.get("httpcore._async.connection_pool")
-    return pool is not None and not _is_original(
-        pool.AsyncConnectionPool.handle_async_request, "httpcore._async.connection_pool"
-    )
+    pool = sys.modules.get(_POOL)
+    return pool is not None and not _is_original(pool.AsyncConnectionPool.handle_async_request, _POOL)
+
+
+_POOL = "httpcore._async.connection_pool"
 
 
 # -- TLS ---------------------------------------------------------------------------------------------------------

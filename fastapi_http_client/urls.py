@@ -85,12 +85,13 @@ class Joiner:
     something quoted: they are not looked at as closely as the same path is when it is written out.
     """
 
-    __slots__ = ("_known", "base")
+    __slots__ = ("_below", "_known", "base")
     MOST = 1024
 
     def __init__(self, base: httpx.URL) -> None:
         self.base = base
         self._known: dict[str, httpx.URL] = {}
+        self._below: dict[int, httpx.URL] = {}  # those of them below the base, by their identity
 
     def __call__(self, path: httpx.URL | str, template: str | None = None) -> httpx.URL:
         if not isinstance(path, str) or "?" in path or (template is not None and "%" in path):
@@ -99,9 +100,16 @@ class Joiner:
         if url is None:
             url = join(self.base, path)
             if len(self._known) >= self.MOST:
-                del self._known[next(iter(self._known))]
+                oldest = self._known.pop(next(iter(self._known)))
+                self._below.pop(id(oldest), None)
             self._known[path] = url
+            if path.startswith("/") and self.base.host:
+                self._below[id(url)] = url
         return url
+
+    def is_below(self, url: httpx.URL) -> bool:
+        """Whether this very object is surely at home, without looking at it: a path that was joined here."""
+        return self._below.get(id(url)) is url
 
 
 def _check_below(base: httpx.URL, joined: httpx.URL, text: str) -> None:

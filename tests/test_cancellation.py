@@ -1,9 +1,14 @@
-"""Cancellation leaves nothing behind: no connection, no task, no place in any queue, and no error but itself."""
+"""Cancellation leaves nothing behind: no connection, no task, no place in any queue, and no error but itself.
+
+`CANCELLATIONS` sets how many calls a storm cancels, for each engine and size of the pool, and `CANCELLATIONS_SEED` by
+which seed.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
 import ssl
 import types
@@ -44,34 +49,39 @@ async def works(client: AsyncHTTPClient, calls: int = 100) -> None:
 # -- storms
 
 
-async def by_deadline(call: Coroutine[Any, Any, Any], seconds: float) -> None:
-    with contextlib.suppress(TimeoutError):
+async def by_deadline(call: Coroutine[Any, Any, Any], seconds: float) -> bool:
+    """Each of these says whether the call was cancelled: it may have ended before."""
+    try:
         async with asyncio.timeout(seconds):
             await call
+    except TimeoutError:
+        return True
+    return False
 
 
-async def by_scope(call: Coroutine[Any, Any, Any], seconds: float) -> None:
-    with anyio.move_on_after(seconds):
+async def by_scope(call: Coroutine[Any, Any, Any], seconds: float) -> bool:
+    with anyio.move_on_after(seconds) as scope:
         await call
+    return scope.cancelled_caught
 
 
-async def by_task(call: Coroutine[Any, Any, Any], seconds: float) -> None:
+async def by_task(call: Coroutine[Any, Any, Any], seconds: float) -> bool:
     task = asyncio.ensure_future(call)
     await asyncio.sleep(seconds)
     task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
+    await asyncio.wait([task])
+    return task.cancelled()
 
 
-async def twice(call: Coroutine[Any, Any, Any], seconds: float) -> None:
+async def twice(call: Coroutine[Any, Any, Any], seconds: float) -> bool:
     """The second cancellation strikes while the first is being dealt with."""
     task = asyncio.ensure_future(call)
     await asyncio.sleep(seconds)
     task.cancel()
     await asyncio.sleep(0)
     task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
+    await asyncio.wait([task])
+    return task.cancelled()
 
 
 async def one_get(client: AsyncHTTPClient, path: str) -> None:
@@ -84,25 +94,36 @@ async def one_stream(client: AsyncHTTPClient, path: str) -> None:
             pass
 
 
-STORM = 3200
-SLOW = ("/slow?delay=0.05", "/drip?interval=0.01", "/hang", "/large?bytes=200000", "/ok")
+CANCELLATIONS = int(os.environ.get("CANCELLATIONS", "1500"))
+SEED = int(os.environ.get("CANCELLATIONS_SEED", "7"))
+SLOW = ("/slow?delay=0.05", "/drip?interval=0.01", "/hang", "/large?bytes=200000", "/ok", "/close-mid-body")
 
 
-@pytest.mark.parametrize("call", [one_get, one_stream])
-async def test_a_pool_survives_thousands_of_cancelled_calls(
-    upstream: HostileUpstream, call: Callable[[AsyncHTTPClient, str], Coroutine[Any, Any, Any]]
-) -> None:
-    chance = random.Random(7)
-    async with nothing_left(upstream), a_client(upstream) as client:
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("pool", [1, 5, 20])
+async def test_a_pool_survives_thousands_of_cancelled_calls(upstream: HostileUpstream, pool: int) -> None:
+    chance = random.Random(SEED)
+    cancelled = 0
+    descriptors = len(os.listdir("/dev/fd"))
+    async with nothing_left(upstream), a_client(upstream, max_connections=pool) as client:
 
         async def worker(number: int) -> None:
+            nonlocal cancelled
             cancel = (by_deadline, by_scope, by_task, twice)[number % 4]
-            for _ in range(STORM // 64):
+            while cancelled < CANCELLATIONS:
+                call = chance.choice((one_get, one_stream))(client, chance.choice(SLOW))
                 with contextlib.suppress(HTTPClientError):
-                    await cancel(call(client, chance.choice(SLOW)), chance.uniform(0, 0.03))
+                    was_cancelled = await cancel(call, chance.uniform(0, 0.03))
+                    cancelled += was_cancelled
 
         await asyncio.gather(*(worker(number) for number in range(64)))
+        assert client.lifecycle.in_flight == 0
+        # Every place in the pool is there: so many calls are with the upstream at once.
+        together = await asyncio.gather(*(client.get(f"/barrier/all?n={pool}") for _ in range(pool)))
+        assert {response.status_code for response in together} == {200}
         await works(client)
+    assert cancelled >= CANCELLATIONS
+    assert len(os.listdir("/dev/fd")) <= descriptors
 
 
 async def test_deadlines_of_our_own_do_not_use_up_the_pool(upstream: HostileUpstream) -> None:
@@ -297,6 +318,22 @@ async def test_a_call_that_fetches_a_token_may_be_cancelled_at_every_await(upstr
         assert await at_every_await(call, as_new) >= 3
 
 
+async def test_a_renewal_of_a_dead_token_may_be_cancelled_at_every_await(upstream: HostileUpstream) -> None:
+    auth = OAuth2ClientCredentials(upstream.url("/oauth/token"), "id", "secret")
+    config = ClientConfig(retry_attempts=1, max_connections=1)
+    async with nothing_left(upstream), AsyncHTTPClient(upstream.url(), auth=auth, config=config) as client:
+
+        async def as_new() -> None:
+            assert (await client.get("/oauth/protected")).status_code == 200
+            await client.get("/oauth/revoke", auth=None)
+
+        async def call() -> None:
+            assert (await client.get("/oauth/protected")).status_code == 200
+
+        await as_new()
+        assert await at_every_await(call, as_new) >= 3
+
+
 @pytest.mark.parametrize("also", [(), (1,)], ids=["once", "twice"])
 async def test_a_cancelled_probe_gives_its_place_back(upstream: HostileUpstream, also: tuple[int, ...]) -> None:
     clock = FakeClock(autojump=False)
@@ -329,6 +366,113 @@ async def test_a_cancelled_streaming_probe_gives_its_place_back(upstream: Hostil
         clock.advance(10.0)
         await by_deadline(one_stream(client, "/drip"), 0.1)
         assert breaker.state is CircuitState.CLOSED  # there was an answer below 500
+
+
+@pytest.mark.parametrize("also", [(), (1,)], ids=["once", "twice"])
+async def test_a_streaming_probe_may_be_cancelled_at_every_await(
+    upstream: HostileUpstream, also: tuple[int, ...]
+) -> None:
+    clock = FakeClock(autojump=False)
+    breaker = CircuitBreaker(recovery_timeout=10.0)
+    async with (
+        nothing_left(upstream),
+        AsyncHTTPClient(
+            upstream.url(), config=ClientConfig(retry_attempts=1), circuit_breaker=breaker, clock=clock
+        ) as client,
+    ):
+
+        async def as_new() -> None:
+            assert breaker.state in (CircuitState.HALF_OPEN, CircuitState.CLOSED)
+            breaker.trip()
+            clock.advance(10.0)
+            breaker.record(breaker.admit(lease=1.0), Outcome.IGNORED)  # its only place is free
+
+        await as_new()
+        assert await at_every_await(lambda: read_stream(client), as_new, also=also) >= 2
+
+
+@pytest.mark.parametrize("also", [(), (1,)], ids=["once", "twice"])
+async def test_a_wait_for_the_limiter_may_be_cancelled_at_every_await(
+    upstream: HostileUpstream, also: tuple[int, ...]
+) -> None:
+    limiter = TokenBucketRateLimiter(rate=1.0, burst=1)
+    clock = FakeClock()
+    async with (
+        nothing_left(upstream),
+        AsyncHTTPClient(
+            upstream.url(), config=ClientConfig(retry_attempts=1), rate_limiter=limiter, clock=clock
+        ) as client,
+    ):
+
+        async def as_new() -> None:
+            assert limiter.waiting == 0
+            before = clock.monotonic()
+            await client.get("/ok")
+            assert clock.monotonic() - before <= 1.0  # no debt is left by those who gave up
+            assert await limiter.acquire() <= 1.0  # and the bucket is empty for the next
+
+        await as_new()
+        assert await at_every_await(lambda: get_large(client), as_new, also=also) >= 2
+
+
+@pytest.mark.parametrize("also", [(), (1,)], ids=["once", "twice"])
+async def test_a_pause_that_the_upstream_asks_for_may_be_cancelled_at_every_await(
+    upstream: HostileUpstream, also: tuple[int, ...]
+) -> None:
+    clock = FakeClock()
+    config = ClientConfig(retry_attempts=1, retry_jitter=0.0)
+    async with nothing_left(upstream), AsyncHTTPClient(upstream.url(), config=config, clock=clock) as client:
+
+        async def told_to_wait() -> None:
+            assert (await client.get("/status/429?retry_after=1")).status_code == 429
+            assert client.server_limit.is_pausing
+
+        async def as_new() -> None:
+            before = clock.monotonic()
+            await asyncio.gather(*(client.get("/ok") for _ in range(3)))
+            assert clock.monotonic() - before <= 1.0
+            assert not client.server_limit.is_pausing
+            await told_to_wait()
+
+        await told_to_wait()
+        assert await at_every_await(lambda: get_large(client), as_new, also=also) >= 2
+
+
+@pytest.mark.parametrize("also", [(), (1,)], ids=["once", "twice"])
+async def test_a_shutdown_may_be_cancelled_at_every_await(upstream: HostileUpstream, also: tuple[int, ...]) -> None:
+    """It is carried to its end all the same: closed is closed, and each call in flight ends."""
+    calls: list[asyncio.Future[Any]] = []
+    clients: list[AsyncHTTPClient] = []
+    async with nothing_left(upstream):
+
+        async def shut_down() -> None:
+            client = clients[-1]
+            await client.drain(0.02)
+            await client.aclose()
+
+        async def begin() -> None:
+            client = a_client(upstream, max_connections=2)
+            clients.append(client)
+            await works(client, 2)
+            calls[:] = [asyncio.ensure_future(client.get("/hang")) for _ in range(3)]
+            await asyncio.sleep(0.01)
+
+        async def as_new() -> None:
+            client = clients[-1]
+            with pytest.raises(HTTPClientError):
+                await client.get("/ok")  # no new calls, from its first step on
+            await client.aclose()
+            for call in calls:
+                with pytest.raises(HTTPClientError):
+                    await call
+            assert client.is_closed
+            assert client.lifecycle.in_flight == 0
+            await begin()
+
+        await begin()
+        assert await at_every_await(shut_down, as_new, also=also) >= 2
+        await shut_down()
+        await asyncio.gather(*calls, return_exceptions=True)
 
 
 async def test_cancelled_calls_are_no_failures(upstream: HostileUpstream) -> None:

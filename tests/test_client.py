@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
+import gc
 import inspect
 import json
-from collections.abc import AsyncIterator
+import warnings
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx
@@ -27,9 +30,11 @@ from fastapi_http_client.errors import (
 )
 from fastapi_http_client.middleware import Middleware
 from fastapi_http_client.models import HTTPRequest, HTTPResponse
+from fastapi_http_client.oauth2 import OAuth2ClientCredentials
 from fastapi_http_client.policies.circuit_breaker import CircuitState
 from fastapi_http_client.rate_limiter import TokenBucketRateLimiter
 from fastapi_http_client.retry import RetryMiddleware
+from tests.faults import ENGINES, nothing_left
 from tests.hostile.upstream import HostileUpstream
 
 BASE = "https://api.example.com/v1"
@@ -271,13 +276,63 @@ async def test_a_hook_that_raises_for_status_counts_for_the_circuit(upstream: Ho
         response.raise_for_status()
 
     breaker = CircuitBreaker(failure_threshold=2)
+    config = ClientConfig(retry_attempts=1)
     async with AsyncHTTPClient(
-        upstream.url(), circuit_breaker=breaker, event_hooks={"response": [raise_for_status]}
+        upstream.url(), config=config, circuit_breaker=breaker, event_hooks={"response": [raise_for_status]}
     ) as client:
         for _ in range(2):
             with pytest.raises(HTTPResponseError):
                 await client.get("/status/500")
         assert breaker.state is CircuitState.OPEN
+
+
+async def our_error(response: httpx.Response) -> None:
+    response.raise_for_status()
+
+
+async def httpxs_error(response: httpx.Response) -> None:
+    if response.status_code >= 400:
+        raise httpx.HTTPStatusError("no", request=response.request, response=response)
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["read", "streamed"])
+@pytest.mark.parametrize("hook", [our_error, httpxs_error])
+async def test_a_hook_that_raises_for_status_does_not_turn_retrying_off(
+    upstream: HostileUpstream, hook: Any, streamed: bool
+) -> None:
+    config = ClientConfig(retry_backoff_factor=0.001, max_connections=1)
+
+    async def call(client: AsyncHTTPClient, path: str, **options: Any) -> HTTPResponse:
+        if not streamed:
+            return await client.get(path, **options)
+        async with client.stream("GET", path, **options) as response:
+            await response.aread()
+        return response
+
+    async with AsyncHTTPClient(upstream.url(), config=config, event_hooks={"response": [hook]}) as client:
+        assert (await call(client, "/sequence/k?steps=503,503,200")).status_code == 200
+        for path, attempts, options in (
+            ("/status/503?key=spent", 3, {}),
+            ("/status/503?key=off", 1, {"retry": False}),
+            ("/status/404?key=final", 1, {}),
+            ("/status/429?key=long&retry_after=3600", 1, {}),
+        ):
+            with pytest.raises(httpx.HTTPStatusError) as caught:
+                await call(client, path, **options)
+            assert caught.value.response.is_closed
+            assert len(caught.value.response.attempts) == attempts  # type: ignore[attr-defined]
+            assert isinstance(caught.value, HTTPResponseError) is (hook is our_error)
+            assert upstream.key(path.partition("key=")[2].partition("&")[0])["count"] == attempts
+    assert client.lifecycle.in_flight == 0
+
+
+async def test_a_hook_that_raises_for_a_401_does_not_keep_a_dead_token(upstream: HostileUpstream) -> None:
+    auth = OAuth2ClientCredentials(upstream.url("/oauth/token"), "id", "secret")
+    async with AsyncHTTPClient(upstream.url(), auth=auth, event_hooks={"response": [our_error]}) as client:
+        await client.get("/oauth/protected")
+        await client.get("/oauth/revoke")
+        assert (await client.get("/oauth/protected")).status_code == 200
+    assert upstream.stats()["token_realms"]["default"]["calls"] == 2
 
 
 async def test_what_a_hook_raises_reaches_the_caller(upstream: HostileUpstream) -> None:
@@ -556,6 +611,101 @@ async def test_a_middleware_may_answer_a_stream_with_its_own_response(upstream: 
         assert response.json_data == {"cached": True}
     assert client.lifecycle.in_flight == 0
     assert upstream.requests_seen() == []
+
+
+async def answer_instead(response: HTTPResponse) -> HTTPResponse:
+    return HTTPResponse(200, json={"cached": True})
+
+
+async def raise_instead(response: HTTPResponse) -> HTTPResponse:
+    raise LookupError("not today")
+
+
+async def return_nothing(response: HTTPResponse) -> HTTPResponse:
+    return None  # type: ignore[return-value]
+
+
+async def wait_for_ever(response: HTTPResponse) -> HTTPResponse:
+    await asyncio.sleep(60)
+    return response
+
+
+async def transform(response: HTTPResponse) -> HTTPResponse:
+    async def shouted() -> AsyncIterator[bytes]:
+        async for chunk in response.aiter_bytes():
+            yield chunk.upper()
+
+    return HTTPResponse(200, content=shouted())
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("then", [answer_instead, raise_instead, return_nothing, wait_for_ever, transform])
+async def test_the_responses_that_a_middleware_got_of_a_stream_are_closed(
+    upstream: HostileUpstream, engine: Any, then: Callable[[HTTPResponse], Any]
+) -> None:
+    class Twice(Middleware):
+        async def handle(self, request: HTTPRequest, client: AsyncHTTPClient, call_next: Any) -> HTTPResponse:
+            await call_next(request)
+            answer: HTTPResponse = await then(await call_next(request))
+            return answer
+
+    config = ClientConfig(max_connections=2, timeout=5.0, engine=engine)
+    async with nothing_left(upstream), AsyncHTTPClient(upstream.url(), config=config) as plain:
+        client = AsyncHTTPClient(upstream.url(), config=config, middlewares=[Twice()])
+        with contextlib.suppress(LookupError, TypeError, TimeoutError):
+            async with (
+                asyncio.timeout(0.2 if then is wait_for_ever else 5.0),
+                client.stream("GET", "/respond?body=a") as response,
+            ):
+                body = await response.aread()
+                assert body == (b'{"cached":true}' if then is answer_instead else b"A")
+        await asyncio.gather(*(plain.get("/ok") for _ in range(2)))
+        client.middlewares = ()
+        client._build_pipeline()
+        responses = await asyncio.gather(*(client.get("/ok") for _ in range(4)))
+        assert {response.status_code for response in responses} == {200}
+        assert client.lifecycle.in_flight == 0
+        await client.aclose()
+
+
+@pytest.mark.parametrize("read_a_part", [False, True], ids=["untouched", "begun"])
+@pytest.mark.parametrize("engine", ENGINES)
+async def test_a_stream_that_is_forgotten_is_warned_about_and_gives_its_connection_back(
+    upstream: HostileUpstream, engine: Any, read_a_part: bool
+) -> None:
+    config = ClientConfig(max_connections=1, timeout=2.0, retry_attempts=1, engine=engine)
+    async with AsyncHTTPClient(upstream.url(), config=config, name="api") as client:
+
+        async def forget() -> None:
+            response = await client.send(client.build_request("GET", "/large?bytes=3000000&token=s3cr3t"), stream=True)
+            if read_a_part:
+                await anext(response.aiter_bytes())
+
+        await forget()
+        await asyncio.sleep(0.01)  # for the loop to end the iterators that were begun
+        with pytest.warns(ResourceWarning) as caught:
+            gc.collect()
+        (text,) = (str(warning.message) for warning in caught)
+        assert text.startswith(f"api: GET {upstream.url('/large')}?bytes=3000000&token=")
+        assert "never closed" in text
+        assert "s3cr3t" not in text
+        assert (await client.get("/ok")).status_code == 200
+        assert client.lifecycle.in_flight == 0
+
+
+async def test_a_stream_may_be_forgotten_in_any_thread(upstream: HostileUpstream) -> None:
+    config = ClientConfig(max_connections=1, timeout=2.0, retry_attempts=1)
+    async with AsyncHTTPClient(upstream.url(), config=config) as client:
+        held = [await client.send(client.build_request("GET", "/large?bytes=3000000"), stream=True)]
+
+        def forget() -> None:
+            with warnings.catch_warnings(record=True):
+                warnings.simplefilter("always")
+                held.clear()
+                gc.collect()
+
+        await asyncio.to_thread(forget)
+        assert (await client.get("/ok")).status_code == 200
 
 
 async def test_calls_are_counted_out(upstream: HostileUpstream) -> None:

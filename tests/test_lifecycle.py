@@ -367,6 +367,34 @@ asyncio.run(main())
     assert (done.stdout, done.stderr) == ("200\n", "")
 
 
+@pytest.mark.parametrize("kept_in", ["main", "module"])
+def test_an_interpreter_ends_after_a_stream_that_was_never_closed(upstream: HostileUpstream, kept_in: str) -> None:
+    """All that is said of it are warnings, whoever finds out first: us, or asyncio."""
+    program = f"""
+import asyncio
+from fastapi_http_client import AsyncHTTPClient
+
+async def main():
+    client = AsyncHTTPClient({upstream.url()!r})
+    {"global response" if kept_in == "module" else ""}
+    response = await client.send(client.build_request("GET", "/large?bytes=1000000"), stream=True)
+    print(response.status_code)
+
+asyncio.run(main())
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "default::ResourceWarning", "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "200\n")
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+    assert "ResourceWarning" in done.stderr
+
+
 async def test_work_that_a_client_began_ends_with_it() -> None:
     lifecycle = Lifecycle("api")
 

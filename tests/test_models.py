@@ -95,6 +95,8 @@ def test_what_is_no_json_is_a_value_error(name: str) -> None:
     for _ in range(2):
         with pytest.raises(ValueError):  # noqa: PT011  # the kinds are Python's own
             _ = response.json_data
+        with pytest.raises(ValueError):  # noqa: PT011
+            response.json()
 
 
 @pytest.mark.parametrize(
@@ -102,6 +104,10 @@ def test_what_is_no_json_is_a_value_error(name: str) -> None:
 )
 def test_json_is_read_in_every_encoding_of_unicode(name: str, value: Any) -> None:
     assert HTTPResponse(200, content=JSON_BODIES[name]).json_data == value
+
+
+def test_json_takes_the_arguments_of_json_loads() -> None:
+    assert HTTPResponse(200, content="[1.5]").json(parse_float=str) == ["1.5"]
 
 
 def test_json_data_of_a_stream_that_was_not_read_is_httpxs_error() -> None:

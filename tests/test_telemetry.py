@@ -366,7 +366,7 @@ def test_retries_waits_and_state_changes_are_counted(sdk):
     ids=["no providers", "no-op providers"],
 )
 async def test_switched_off_nothing_is_built(providers, monkeypatch):
-    monkeypatch.setattr("fastapi_http_client.telemetry._Observed", None)
+    monkeypatch.setattr("fastapi_http_client.telemetry.Observed", None)
     assert (await ClientSpan("up", **providers)(make_request(), call_next=answer)).status_code == 200
     report_retry(make_request(), "up", 1.0)
     report_limiter_wait("up", 1.0)

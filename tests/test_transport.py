@@ -158,6 +158,32 @@ async def test_connecting_has_a_limit_of_its_own(upstream: HostileUpstream, list
         assert not caught.value.may_have_run
 
 
+@pytest.mark.parametrize("total_timeout", [None, 0.25], ids=["attempt", "total"])
+async def test_a_limit_that_strikes_while_connecting_says_that_nothing_was_sent(
+    upstream: HostileUpstream, total_timeout: float | None
+) -> None:
+    """The wait for a place in the pool has used up a part of the attempt's time, and the TLS handshake stalls."""
+    url = f"https://{upstream.host}:{upstream.ports['accept_hang']}/"
+    config = ClientConfig(max_connections=1, timeout=0.3, retry_attempts=1)
+    async with nothing_left(upstream), AsyncHTTPClient(config=config) as client:
+        first = asyncio.ensure_future(client.get(upstream.url("/slow?delay=0.15")))
+        await asyncio.sleep(0.02)
+        with pytest.raises(HTTPTimeoutError) as caught:
+            await client.post(url, content=b"x", total_timeout=total_timeout)
+        assert caught.value.phase == ("connect" if total_timeout is None else "total")
+        assert not caught.value.may_have_run
+        await first
+
+
+async def test_a_post_that_was_never_sent_is_tried_again(upstream: HostileUpstream) -> None:
+    url = f"https://{upstream.host}:{upstream.ports['accept_hang']}/"
+    config = ClientConfig(timeout=0.1, retry_attempts=3, retry_backoff_factor=0.001)
+    async with nothing_left(upstream), AsyncHTTPClient(config=config) as client:
+        with pytest.raises(RetryExhaustedError) as caught:
+            await client.post(url, content=b"x")
+        assert len(caught.value.attempts) == 3
+
+
 async def test_connecting_is_repeated_whatever_the_method(upstream: HostileUpstream) -> None:
     url = f"http://{upstream.host}:{upstream.ports['refused']}/"
     async with AsyncHTTPClient(config=ClientConfig(retry_backoff_factor=0.001)) as client:

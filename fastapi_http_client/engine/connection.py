@@ -12,16 +12,26 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import httpx
 
-from fastapi_http_client.engine.errors import ExchangeFacts, ResponseTooLargeError, describe, with_facts
+from fastapi_http_client.engine.errors import (
+    DeadlineExceededError,
+    ExchangeFacts,
+    ResponseTooLargeError,
+    describe,
+    with_facts,
+)
 from fastapi_http_client.engine.parser import ResponseParser
 from fastapi_http_client.engine.sweeper import NEVER
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fastapi_http_client.engine.pool import ConnectionPool, Origin
     from fastapi_http_client.engine.request import OutgoingRequest
 
 HIGH_WATER = 256 * 1024
 """Bytes of a streamed body that may wait for their reader before the connection stops reading."""
+PARSED_AT_ONCE = 64 * 1024
+"""Bytes read at once that the parser makes parts of. Larger parts come from `mmap`, not from the heap, on glibc."""
 
 
 class NetworkStream:
@@ -45,34 +55,23 @@ class Exchange:
     The owner wakes for every step when the body is streamed, else only at the end.
     """
 
-    __slots__ = (
-        "_gathered",
-        "_paused",
-        "_phase",
-        "_read_timeout",
-        "_waiter",
-        "_write_timeout",
-        "body_bytes",
-        "buffered",
-        "chunks",
-        "complete",
-        "connection",
-        "connection_reused",
-        "deadline",
-        "error",
-        "head_complete",
-        "headers",
-        "http_version",
-        "last",
-        "max_bytes",
-        "network_stream",
-        "reason",
-        "request_sent",
-        "response_started",
-        "sending",
-        "status",
-        "streamed",
-    )
+    # What most exchanges begin and end with, so that only what differs is set.
+    deadline = NEVER
+    sending = True
+    request_sent = response_started = head_complete = complete = False
+    error: Exception | None = None
+    status = 0
+    reason = b""
+    http_version = ""
+    headers: list[tuple[bytes, bytes, bytes]]
+    chunks: list[bytes]
+    body_bytes = 0
+    buffered = 0
+    _waiter: asyncio.Future[None] | None = None
+    _phase: Literal["read", "write"] = "read"
+    _paused = False
+    gathered: io.BytesIO | None = None
+    _header_names: set[bytes] | None = None
 
     def __init__(
         self,
@@ -82,6 +81,7 @@ class Exchange:
         write_timeout: float | None,
         streamed: bool,
         max_bytes: int | None,
+        end_by: float,
         last: bool,
     ) -> None:
         self.connection: Connection | None = connection
@@ -91,27 +91,20 @@ class Exchange:
         self._write_timeout = write_timeout
         self.streamed = streamed
         self.max_bytes = max_bytes
+        self.end_by = end_by
         self.last = last
-        self._waiter: asyncio.Future[None] | None = None
-        self._phase: Literal["read", "write"] = "read"
-        self._paused = False
-        self.deadline = NEVER
-        self.sending = True
-        self.request_sent = self.response_started = self.head_complete = self.complete = False
-        self.error: Exception | None = None
-        self.status = 0
-        self.reason = b""
-        self.http_version = ""
-        self.headers: list[tuple[bytes, bytes]] = []
-        self.chunks: list[bytes] = []
-        self._gathered: io.BytesIO | None = None
-        self.body_bytes = 0
-        self.buffered = 0
 
     # -- for the owner
 
-    async def send(self, request: OutgoingRequest) -> None:
-        """Write the request, as fast as the server takes it; stop early when the server has refused it already.
+    @property
+    def header_names(self) -> set[bytes]:
+        """The names of the response's headers in lower case."""
+        if self._header_names is None:
+            self._header_names = {lower for _, lower, _ in self.headers}
+        return self._header_names
+
+    def send_head(self, request: OutgoingRequest) -> None:
+        """Write the head, and with it a small body: most requests are sent then. Else `send_rest()` has to follow.
 
         A failure of the connection is not raised here: the response may have been received whole before it.
         """
@@ -120,13 +113,20 @@ class Exchange:
             return
         self.request_sent = True
         connection.write(request.head)
+        if not request.body and request.stream is None and not connection.write_paused and not self._is_refused():
+            self.sending = False
+
+    async def send_rest(self, request: OutgoingRequest) -> None:
+        """Write what is left as fast as the server takes it; stop early when the server has refused it already."""
+        if self.connection is None:
+            return
         if request.body or request.stream is not None:
             async with contextlib.aclosing(request.pieces()) as pieces:
                 async for piece in pieces:
                     await self._drain()
-                    if self._is_refused():
+                    if self._is_refused() or self.connection is None:
                         return
-                    connection.write(piece)
+                    self.connection.write(piece)
         await self._drain()
         if not self._is_refused():
             self.sending = False
@@ -151,7 +151,11 @@ class Exchange:
         while not self.complete:
             if self.error is not None:
                 raise self.error
-            await self._wait("read")
+            try:
+                await self._next_step("read")
+            finally:
+                self._waiter = None
+                self.deadline = NEVER
 
     async def wait_for_body(self) -> bytes:
         """The next part of the body, or b"" at its end. Raises the `httpx.TransportError` that ended the exchange."""
@@ -164,9 +168,9 @@ class Exchange:
     def take_body(self) -> bytes:
         """All of the body that has arrived and was not taken yet."""
         chunks = self.chunks
-        if self._gathered is not None:
+        if self.gathered is not None:
             self._gather()
-            return self._gathered.getvalue()
+            return self.gathered.getvalue()
         body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         chunks.clear()
         self.buffered = 0
@@ -181,30 +185,37 @@ class Exchange:
             self.connection.abort(httpx.ReadError("the response was closed before its end"))
 
     async def _wait(self, phase: Literal["read", "write"]) -> None:
-        connection = self.connection
-        assert connection is not None  # an exchange without one is complete or has an error
-        loop = connection.pool.loop
-        timeout = self._read_timeout if phase == "read" else self._write_timeout
-        self._phase = phase
-        if timeout is not None:
-            self.deadline = loop.time() + timeout
-            connection.pool.sweeper.arm(self.deadline)
-        waiter = self._waiter = loop.create_future()
         try:
-            await waiter
+            await self._next_step(phase)
         finally:
             self._waiter = None
             self.deadline = NEVER
+
+    def _next_step(self, phase: Literal["read", "write"]) -> asyncio.Future[None]:
+        connection = self.connection
+        assert connection is not None  # an exchange without one is complete or has an error
+        pool = connection.pool
+        self._phase = phase
+        self._set_deadline(pool.loop, self._read_timeout if phase == "read" else self._write_timeout)
+        if self.deadline < pool.sweeper.when:
+            pool.sweeper.arm(self.deadline)
+        waiter = self._waiter = pool.loop.create_future()
+        return waiter
+
+    def _set_deadline(self, loop: asyncio.AbstractEventLoop, timeout: float | None) -> None:
+        deadline = self.end_by if timeout is None else loop.time() + timeout
+        self.deadline = self.end_by if deadline > self.end_by else deadline
 
     def _gather(self) -> None:
         """Move the parts of a body that is wanted whole into one growing buffer, which becomes the body without a copy.
 
         Keeping them and joining them at the end takes twice the memory, and for large bodies several times the CPU
-        time on glibc, whose heap then grows and shrinks with every call (1 MiB: 1.0 ms instead of 0.2 to 0.5).
+        time on glibc, whose heap then grows and shrinks with every call (1 MiB: 1.0 ms instead of 0.2 to 0.5). From
+        then on the connection writes what needs no parsing into the buffer itself.
         """
-        if self._gathered is None:
-            self._gathered = io.BytesIO()
-        self._gathered.writelines(self.chunks)
+        if self.gathered is None:
+            self.gathered = io.BytesIO()
+        self.gathered.writelines(self.chunks)
         self.chunks.clear()
 
     # -- for the connection
@@ -234,16 +245,19 @@ class Exchange:
             self._gather()
         if self.head_complete and (self.streamed or self.sending):
             self.wake()
-        if self.deadline != NEVER and self._phase == "read" and self._read_timeout is not None:
+        if self.deadline != NEVER and self._phase == "read":
             assert self.connection is not None
-            self.deadline = self.connection.pool.loop.time() + self._read_timeout
+            self._set_deadline(self.connection.pool.loop, self._read_timeout)
 
     def time_out(self) -> None:
         """The deadline has passed (called by the sweeper)."""
         if self.connection is None:
             return
-        if self._phase == "write":
-            error: Exception = httpx.WriteTimeout(f"no part of the request could be sent for {self._write_timeout:g} s")
+        error: Exception
+        if self.deadline == self.end_by:
+            error = DeadlineExceededError("the response was not complete in time")
+        elif self._phase == "write":
+            error = httpx.WriteTimeout(f"no part of the request could be sent for {self._write_timeout:g} s")
         else:
             what = "of the response's body " if self.head_complete else ""
             error = httpx.ReadTimeout(f"nothing {what}was received for {self._read_timeout:g} s")
@@ -257,12 +271,14 @@ class Exchange:
         )
 
 
-def _is_readable(sock: Any) -> bool:
-    if hasattr(select, "poll"):
-        poll = select.poll()
-        poll.register(sock.fileno(), select.POLLIN)
-        return bool(poll.poll(0))
-    return bool(select.select([sock.fileno()], [], [], 0)[0])
+def _readability(sock: Any) -> Callable[[], bool]:
+    """A function that tells whether something can be read from the socket now."""
+    descriptor = sock.fileno()
+    if not hasattr(select, "poll"):
+        return lambda: bool(select.select([descriptor], [], [], 0)[0])
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return lambda: bool(poll.poll(0))
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -274,6 +290,7 @@ class Connection(asyncio.BufferedProtocol):
 
     __slots__ = (
         "_exchange",
+        "_is_readable",
         "_parser",
         "closed",
         "error",
@@ -300,6 +317,7 @@ class Connection(asyncio.BufferedProtocol):
         self.write_paused = False
         self._exchange: Exchange | None = None
         self.transport: asyncio.Transport | None = None
+        self._is_readable: Callable[[], bool] | None = None
         self._parser = pool.new_parser()
 
     # -- for the pool
@@ -311,7 +329,11 @@ class Connection(asyncio.BufferedProtocol):
         follows the last response at once would be sent into a connection that the peer has closed already.
         """
         transport = self.transport
-        return transport is None or transport.is_closing() or _is_readable(transport.get_extra_info("socket"))
+        if transport is None or transport.is_closing():
+            return True
+        if self._is_readable is None:
+            self._is_readable = _readability(transport.get_extra_info("socket"))
+        return self._is_readable()
 
     def start(
         self,
@@ -321,6 +343,7 @@ class Connection(asyncio.BufferedProtocol):
         write_timeout: float | None,
         streamed: bool,
         max_bytes: int | None,
+        end_by: float,
     ) -> Exchange:
         """Begin an exchange. The connection must be open and idle."""
         exchange = Exchange(
@@ -329,6 +352,7 @@ class Connection(asyncio.BufferedProtocol):
             write_timeout=write_timeout,
             streamed=streamed,
             max_bytes=max_bytes,
+            end_by=end_by,
             last=request.last,
         )
         self._parser.begin(head_only=request.head_only)
@@ -387,7 +411,12 @@ class Connection(asyncio.BufferedProtocol):
         self.network_stream = NetworkStream(self.transport)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self.pool.receive_buffer
+        exchange = self._exchange
+        if exchange is None or exchange.gathered is None:
+            return self.pool.receive_buffer[:PARSED_AT_ONCE]
+        left = self._parser.uncounted
+        # One more than the body has, for surplus bytes must be noticed before the connection is used again.
+        return self.pool.receive_buffer[: left + 1 if left else PARSED_AT_ONCE]
 
     def buffer_updated(self, nbytes: int) -> None:
         self._received(self.pool.receive_buffer[:nbytes])
@@ -423,7 +452,10 @@ class Connection(asyncio.BufferedProtocol):
         exchange.response_started = True
         parser = self._parser
         try:
-            parser.feed(piece)
+            if exchange.gathered is not None and parser.uncounted:
+                exchange.gathered.write(piece[: parser.count(len(piece))])
+            else:
+                parser.feed(piece)
         except httpx.RemoteProtocolError as error:
             self.abort(error)
             return
@@ -490,7 +522,7 @@ class Connection(asyncio.BufferedProtocol):
             with duplicate:
                 duplicate.setblocking(False)
                 while not self.closed and not exchange.complete:
-                    size = duplicate.recv_into(self.pool.receive_buffer)
+                    size = duplicate.recv_into(self.get_buffer(-1))
                     if not size:
                         break
-                    self._received(self.pool.receive_buffer[:size])
+                    self.buffer_updated(size)

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import httpx
 
-E = TypeVar("E", bound=Exception)
+E = TypeVar("E", bound=BaseException)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,10 @@ NOTHING_SENT = ExchangeFacts(request_sent=False, response_started=False, connect
 
 class ResponseTooLargeError(httpx.ReadError):
     """The body is larger than the `max_bytes` of the call, on the wire or decoded."""
+
+
+class DeadlineExceededError(httpx.ReadTimeout):
+    """The exchange was not complete by the `end_by` of the call."""
 
 
 def with_facts(error: E, facts: ExchangeFacts) -> E:

@@ -11,6 +11,9 @@ import re
 import httptools
 import httpx
 
+LARGE = 64 * 1024
+"""Bytes still to come of a body from which it pays to leave llhttp out: a new one is needed afterwards."""
+
 _END_OF_HEAD = b"\r\n\r\n"
 _ILLEGAL_IN_REASON = re.compile(rb"[^\t\x20-\x7e\x80-\xff]")  # RFC 9112 section 4
 
@@ -39,6 +42,8 @@ class ResponseParser:
         "_head_only",
         "_interims",
         "_interims_in_piece",
+        "_left_out",
+        "_length",
         "_llhttp",
         "_max_head_bytes",
         "_max_interim_responses",
@@ -80,9 +85,11 @@ class ResponseParser:
         self.status = 0
         self.reason = b""
         self.http_version = ""
-        self.headers: list[tuple[bytes, bytes]] = []
+        self.headers: list[tuple[bytes, bytes, bytes]] = []  # name as it came, in lower case, and value
         self.head_complete = False
         self._coded = False  # by Transfer-Encoding: chunked
+        self._length = 0
+        self._left_out = False  # llhttp, for the rest of the body
         self._close_delimited = True
 
     def feed(self, piece: bytes | memoryview) -> None:
@@ -111,6 +118,28 @@ class ResponseParser:
         self._tail = (self._tail + bytes(piece[-5:]))[-5:]
         if not in_head:
             self._check_progress(len(piece), body)
+
+    @property
+    def uncounted(self) -> int:
+        """Bytes that are all that is still to come, when they are many: to be counted with `count()` and not fed."""
+        if not self.head_complete or self.complete or self._coded:
+            return 0
+        left = self._length - self.body_bytes
+        return left if left >= LARGE or self._left_out else 0
+
+    def count(self, size: int) -> int:
+        """Take note of the next bytes of the stream; returns how many of them belong to the body.
+
+        They need no parsing and no copy: what follows until the end of `uncounted` is the body and nothing else.
+        """
+        self._left_out = self._spent = True
+        left = self._length - self.body_bytes
+        if size >= left:
+            self.complete = True
+            self.reusable = size == left and self._llhttp.should_keep_alive()
+            size = left
+        self.body_bytes += size
+        return size
 
     def end(self) -> None:
         """The peer has closed its side: the end of a body that has no other, else a `httpx.RemoteProtocolError`."""
@@ -143,14 +172,14 @@ class ResponseParser:
     def on_header(self, name: bytes, value: bytes) -> None:
         if self.head_complete:  # a trailer: nothing in this package uses one, and merging them is unsafe
             return
+        lower = name.lower()
         value = value.rstrip(b" \t")
-        self.headers.append((name, value))
-        size = len(name)
-        if size == 17:
-            if name.lower() == b"transfer-encoding":
-                self._take_transfer_encoding(value)
-        elif size == 14 and name.lower() == b"content-length":
+        self.headers.append((name, lower, value))
+        if lower == b"content-length":
             self._close_delimited = False
+            self._length = int(value) if value.isdigit() else 0  # llhttp refuses the response in the other case
+        elif lower == b"transfer-encoding":
+            self._take_transfer_encoding(value)
 
     def on_headers_complete(self) -> None:
         llhttp = self._llhttp
@@ -203,8 +232,8 @@ class ResponseParser:
     def _says_close(self) -> bool:
         return any(
             b"close" in [token.strip() for token in value.lower().split(b",")]
-            for name, value in self.headers
-            if name.lower() == b"connection"
+            for _, lower, value in self.headers
+            if lower == b"connection"
         )
 
     def _check_start(self, text: bytes | memoryview, at: int) -> None:
@@ -218,6 +247,11 @@ class ResponseParser:
         Raises `httpx.RemoteProtocolError` when they are too many.
         """
         # Not more of a large piece than could be a head; a head that ends behind that is too large.
+        if self.head_complete and not self._tail and not self._interims_in_piece and not self._framing_bytes:
+            size = self._find_end(bytes(piece[: self._max_head_bytes + 1]), 0)  # all of it at once, as nearly always
+            if size > self._max_head_bytes:
+                raise httpx.RemoteProtocolError(f"the response's head is larger than {self._max_head_bytes} bytes")
+            return size
         text = self._tail + bytes(piece[: self._max_head_bytes + 1])
         end = max(0, len(self._tail) - 3)
         for _ in range(self._interims_in_piece):

@@ -12,11 +12,12 @@ import httpx
 
 from fastapi_http_client.engine.connect import open_connection
 from fastapi_http_client.engine.connection import Connection
+from fastapi_http_client.engine.errors import NOTHING_SENT, with_facts
 from fastapi_http_client.engine.parser import ResponseParser
 from fastapi_http_client.engine.sweeper import NEVER, Sweeper
 
-RECEIVE_BUFFER_SIZE = 64 * 1024
-"""Bytes read at once. More would save system calls, but parts of that size come from `mmap`, not from the heap."""
+RECEIVE_BUFFER_SIZE = 256 * 1024
+"""Bytes of a large body read at once, by all connections into the same buffer."""
 SURPLUS_GRACE = 1.0
 """Seconds that an idle connection beyond `max_keepalive_connections` is kept, in case another call wants it."""
 
@@ -111,35 +112,39 @@ class ConnectionPool:
             connection.abort()
         return None
 
-    async def acquire(self, key: OriginKey, *, connect_timeout: float | None, pool_timeout: float | None) -> Connection:
+    async def acquire(
+        self, key: OriginKey, *, connect_timeout: float | None, pool_timeout: float | None, end_by: float = NEVER
+    ) -> Connection:
         """A connection to the origin, which the caller must start an exchange on or `abort()`.
 
-        Raises `httpx.PoolTimeout`, `httpx.ConnectTimeout`, `httpx.ConnectError`, and `RuntimeError` once closed.
+        Raises `httpx.PoolTimeout` and `httpx.ConnectTimeout`, also at `end_by`, whichever of them it is that takes so
+        long; `httpx.ConnectError`; and `RuntimeError` once closed.
         """
         origin = self._origins.get(key)
         if origin is None:
             origin = self._origins[key] = Origin(key)
         origin.pins += 1
-        deadline = NEVER if pool_timeout is None else self.loop.time() + pool_timeout
+        deadline = end_by if pool_timeout is None else min(end_by, self.loop.time() + pool_timeout)
         try:
             while True:
                 if connection := self.take_idle(key):
                     return connection
                 if self._places < self._max_connections:
                     self._places += 1
-                    return await self._open(origin, connect_timeout)
+                    return await self._open(origin, connect_timeout, end_by)
                 if self._idle:
                     self._places += 1  # the one that the other connection leaves
                     next(iter(self._idle)).abort()
-                    return await self._open(origin, connect_timeout)
+                    return await self._open(origin, connect_timeout, end_by)
                 got = await self._wait_for_turn(origin, deadline)
                 if got is _Wakeup.OPEN:
-                    return await self._open(origin, connect_timeout)
+                    return await self._open(origin, connect_timeout, end_by)
                 if got is _Wakeup.CLOSED:
                     raise RuntimeError(CLOSED_MESSAGE)
                 if got is _Wakeup.TIMED_OUT:
+                    within = "in time" if pool_timeout is None else f"within {pool_timeout:g} s"
                     raise httpx.PoolTimeout(
-                        f"no connection became free within {pool_timeout:g} s (all {self._max_connections} are in use)"
+                        f"no connection became free {within} (all {self._max_connections} are in use)"
                     )
                 if not got.closed:  # else it was lost on its way here
                     if not got.has_ended_unseen():
@@ -148,8 +153,11 @@ class ConnectionPool:
         finally:
             self._unpin(origin)
 
-    async def _open(self, origin: Origin, connect_timeout: float | None) -> Connection:
+    async def _open(self, origin: Origin, connect_timeout: float | None, end_by: float) -> Connection:
         """Open a connection in the place that this call has taken."""
+        if end_by != NEVER:
+            left = max(0.0, end_by - self.loop.time())
+            connect_timeout = left if connect_timeout is None else min(connect_timeout, left)
         limit = asyncio.timeout(connect_timeout)
         self._opening.add(limit)
         try:
@@ -160,6 +168,7 @@ class ConnectionPool:
                 connection.abort()
                 raise RuntimeError(CLOSED_MESSAGE)
         except BaseException as error:
+            with_facts(error, NOTHING_SENT)  # also a cancellation: whoever is the cause of it can tell then
             self._give_place_back()
             if self.closed and isinstance(error, httpx.ConnectTimeout):
                 raise RuntimeError(CLOSED_MESSAGE) from None

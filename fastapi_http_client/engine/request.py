@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable, Sequence
 
 import httpx
 
@@ -77,20 +77,28 @@ class OutgoingRequest:
 
 
 def encode_request(request: httpx.Request) -> OutgoingRequest:
+    """`encode()` for a request of httpx. Its `extensions["target"]` replaces the request target, as in httpx."""
+    target = request.extensions.get("target", request.url.raw_path)
+    return encode(request.method, target, request.headers.raw, request.stream)
+
+
+def encode(
+    method: str,
+    target: bytes,
+    headers: Iterable[tuple[bytes, bytes]],
+    stream: httpx.SyncByteStream | httpx.AsyncByteStream,
+) -> OutgoingRequest:
     """Write a request, or raise `httpx.LocalProtocolError` for one that would be malformed or ambiguous.
 
     Refused are bytes that no head may hold (CR, LF and NUL first of all), names that are no token, a Host missing or
     given twice, a Content-Length that contradicts the body, one together with Transfer-Encoding, and any coding but
-    chunked. `request.extensions["target"]` replaces the request target, as in httpx.
+    chunked.
     """
-    target = request.extensions.get("target", request.url.raw_path)
-    if not _TARGET.fullmatch(target):
-        raise httpx.LocalProtocolError("the request target holds an illegal byte")
-    lines = [b"%b %b HTTP/1.1" % (_method(request.method), target)]
+    lines = [_request_line(method, target)]
     hosts = 0
     length: int | None = None
     chunked = last = False
-    for name, value in request.headers.raw:
+    for name, value in headers:
         role = _known_names.get(name)
         if role is None:
             role = _learn_name(name)
@@ -112,12 +120,9 @@ def encode_request(request: httpx.Request) -> OutgoingRequest:
         raise httpx.LocalProtocolError("a request must not have both Content-Length and Transfer-Encoding")
     lines.append(b"\r\n")
     head = b"\r\n".join(lines)
-    line_ends = len(lines)
-    if head.count(b"\n") != line_ends or head.count(b"\r") != line_ends or head.translate(None, _LEGAL_IN_HEAD):
-        raise httpx.LocalProtocolError("a header of the request holds an illegal byte (such as CR, LF or NUL)")
-    head_only = request.method == "HEAD"
+    _check_bytes(head, len(lines))
+    head_only = method == "HEAD"
 
-    stream = request.stream
     if isinstance(stream, httpx.ByteStream):
         body = b"".join(stream)
         if chunked:
@@ -132,6 +137,50 @@ def encode_request(request: httpx.Request) -> OutgoingRequest:
     if not isinstance(stream, httpx.AsyncByteStream):
         raise RuntimeError("a request with a synchronous body cannot be sent by an asynchronous client")
     return OutgoingRequest(head, b"", stream, chunked=chunked, length=length or 0, last=last, head_only=head_only)
+
+
+class HeaderLines:
+    """The header lines of requests without a body, checked once for many of them: only target and context differ.
+
+    Raises what `encode()` raises.
+    """
+
+    __slots__ = ("_last", "_lines")
+
+    def __init__(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        checked = encode("GET", b"/", headers, _NO_BODY)
+        self._last = checked.last
+        self._lines = checked.head.partition(b"\r\n")[2][:-2]
+
+    def request(self, method: str, target: bytes, more: Sequence[tuple[bytes, bytes]]) -> OutgoingRequest:
+        """A request with these lines and `more`, which must not be headers of the framing."""
+        added = b""
+        for name, value in more:
+            role = _known_names.get(name)
+            if role is None:
+                role = _learn_name(name)
+            if role:
+                raise httpx.LocalProtocolError(f"{name.decode()} belongs to the framing and cannot be added")
+            added += b"%b: %b\r\n" % (name, value)
+        if added:
+            _check_bytes(added, len(more))
+        head = b"%b\r\n%b%b\r\n" % (_request_line(method, target), self._lines, added)
+        return OutgoingRequest(head, b"", None, chunked=False, length=0, last=self._last, head_only=method == "HEAD")
+
+
+_NO_BODY = httpx.ByteStream(b"")
+
+
+def _request_line(method: str, target: bytes) -> bytes:
+    if not _TARGET.fullmatch(target):
+        raise httpx.LocalProtocolError("the request target holds an illegal byte")
+    return b"%b %b HTTP/1.1" % (_method(method), target)
+
+
+def _check_bytes(head: bytes, lines: int) -> None:
+    """Whether so many lines hold nothing that could be taken for the end of one of them."""
+    if head.count(b"\n") != lines or head.count(b"\r") != lines or head.translate(None, _LEGAL_IN_HEAD):
+        raise httpx.LocalProtocolError("a header of the request holds an illegal byte (such as CR, LF or NUL)")
 
 
 # Names and methods that have been checked once: few, and nearly always the same ones.

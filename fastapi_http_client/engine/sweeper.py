@@ -18,30 +18,31 @@ class Sweeper:
     `loop.time()` in seconds.
     """
 
-    __slots__ = ("_loop", "_sweep", "_timer", "_when")
+    __slots__ = ("_loop", "_sweep", "_timer", "when")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, sweep: Callable[[float], float]) -> None:
         self._loop = loop
         self._sweep = sweep
         self._timer: asyncio.TimerHandle | None = None
-        self._when = NEVER
+        self.when = NEVER
+        """The next sweep."""
 
     def arm(self, when: float) -> None:
         """See to it that a sweep happens at `when`, or soon after."""
-        if when < self._when:
+        if when < self.when:
             self.stop()
-            self._when = when
+            self.when = when
             self._timer = self._loop.call_at(when, self._fire)
 
     def stop(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._when = NEVER
+        self.when = NEVER
 
     def _fire(self) -> None:
         self._timer = None
-        self._when = NEVER
+        self.when = NEVER
         now = self._loop.time()
         following = self._sweep(now)
         if following < NEVER:

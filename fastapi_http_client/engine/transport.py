@@ -9,13 +9,15 @@ from collections.abc import Mapping
 
 import httpx
 
-from fastapi_http_client.engine.connection import Exchange
-from fastapi_http_client.engine.errors import NOTHING_SENT, with_facts
+from fastapi_http_client.engine.connection import Connection, Exchange
+from fastapi_http_client.engine.errors import NOTHING_SENT, DeadlineExceededError, with_facts
 from fastapi_http_client.engine.parser import ResponseParser
 from fastapi_http_client.engine.pool import CLOSED_MESSAGE, ConnectionPool, OriginKey
-from fastapi_http_client.engine.request import encode_request
-from fastapi_http_client.engine.response import streamed_response, whole_response
+from fastapi_http_client.engine.request import OutgoingRequest, encode_request
+from fastapi_http_client.engine.response import received_response, streamed_response, whole_response
+from fastapi_http_client.engine.sweeper import NEVER
 
+_RESOLUTION = 0.002  # seconds that a timer of uvloop may be early
 _NO_TIMEOUTS: Mapping[str, float | None] = {}
 
 
@@ -74,8 +76,11 @@ class AsyncioTransport(httpx.AsyncBaseTransport):
         reads no more until somebody reads its answer meets the write timeout, as it does under httpx's own transport.
         Raises httpx's `TransportError` classes, and `RuntimeError` for a wrong loop or a closed transport.
         """
-        exchange = await self._start(request, streamed=True, max_bytes=None)
+        key, outgoing = _prepared(request)
+        exchange = await self._started(key, outgoing, request, streamed=True, max_bytes=None)
         try:
+            if exchange.sending:
+                await exchange.send_rest(outgoing)
             await exchange.wait_for_head()
             return streamed_response(exchange)
         except BaseException as error:
@@ -94,13 +99,35 @@ class AsyncioTransport(httpx.AsyncBaseTransport):
         Raises httpx's `TransportError` classes, `httpx.DecodingError`, and `RuntimeError` for a wrong loop or a closed
         transport.
         """
-        exchange = await self._start(request, streamed=False, max_bytes=max_bytes)
+        key, outgoing = _prepared(request)
+        exchange = await self.exchange(key, outgoing, request, max_bytes=max_bytes)
+        if decode:
+            return whole_response(exchange, request)
+        return received_response(exchange, request, httpx.Response)
+
+    async def exchange(
+        self,
+        key: OriginKey,
+        outgoing: OutgoingRequest,
+        request: httpx.Request,
+        *,
+        max_bytes: int | None = None,
+        within: float = NEVER,
+    ) -> Exchange:
+        """Send what has been encoded already and return the exchange, complete with its body as it was received.
+
+        `request` is what its timeouts and errors belong to. After `within` seconds, whatever has come by then,
+        `engine.errors.DeadlineExceededError` (an `httpx.ReadTimeout`) is raised. Otherwise like `fetch()`.
+        """
+        exchange = await self._started(key, outgoing, request, streamed=False, max_bytes=max_bytes, within=within)
         try:
+            if exchange.sending:
+                await exchange.send_rest(outgoing)
             await exchange.wait_for_end()
         except BaseException as error:
             self._give_up(exchange, request, error)
             raise
-        return whole_response(exchange, request, decode=decode)
+        return exchange
 
     async def aclose(self) -> None:
         """Close every connection; calls still running fail. May be called again.
@@ -115,36 +142,59 @@ class AsyncioTransport(httpx.AsyncBaseTransport):
             raise RuntimeError(_OTHER_LOOP_MESSAGE)
         await pool.aclose()
 
-    async def _start(self, request: httpx.Request, *, streamed: bool, max_bytes: int | None) -> Exchange:
-        """Send the request on a connection of the pool. Nothing is sent, or held, when this raises."""
+    async def _started(
+        self,
+        key: OriginKey,
+        outgoing: OutgoingRequest,
+        request: httpx.Request,
+        *,
+        streamed: bool,
+        max_bytes: int | None,
+        within: float = NEVER,
+    ) -> Exchange:
+        """Begin an exchange on a connection of the pool. Nothing is sent, or held, when this raises."""
         pool = self._pool
-        if pool is None or pool.loop is not asyncio.get_running_loop() or self._closed:
+        if pool is None or self._closed or pool.loop is not asyncio.get_running_loop():
             pool = self._bind()
-        extensions = request.extensions
-        timeouts = extensions.get("timeout") or _NO_TIMEOUTS
-        try:
-            key = _origin_key(request)
-            outgoing = encode_request(request)
-            connection = pool.take_idle(key) or await pool.acquire(
-                key, connect_timeout=timeouts.get("connect"), pool_timeout=timeouts.get("pool")
-            )
-        except httpx.RequestError as error:
-            error.request = request
-            with_facts(error, NOTHING_SENT)
-            raise
+        end_by = NEVER if within == NEVER else pool.loop.time() + within
+        timeouts = request.extensions.get("timeout") or _NO_TIMEOUTS
+        connection = pool.take_idle(key)
+        if connection is None:
+            connection = await self._acquired(pool, key, request, timeouts, end_by)
         exchange = connection.start(
             outgoing,
             read_timeout=timeouts.get("read"),
             write_timeout=timeouts.get("write"),
             streamed=streamed,
             max_bytes=max_bytes,
+            end_by=end_by,
         )
         try:
-            await exchange.send(outgoing)
+            exchange.send_head(outgoing)
         except BaseException as error:
             self._give_up(exchange, request, error)
             raise
         return exchange
+
+    @staticmethod
+    async def _acquired(
+        pool: ConnectionPool,
+        key: OriginKey,
+        request: httpx.Request,
+        timeouts: Mapping[str, float | None],
+        end_by: float,
+    ) -> Connection:
+        try:
+            return await pool.acquire(
+                key, connect_timeout=timeouts.get("connect"), pool_timeout=timeouts.get("pool"), end_by=end_by
+            )
+        except httpx.RequestError as error:
+            error.request = request
+            with_facts(error, NOTHING_SENT)
+            if isinstance(error, httpx.TimeoutException) and pool.loop.time() >= end_by - _RESOLUTION:
+                late = DeadlineExceededError("there was no connection in time", request=request)
+                raise with_facts(late, NOTHING_SENT) from error
+            raise
 
     def _bind(self) -> ConnectionPool:
         """The pool, made for the running loop at the first call."""
@@ -174,7 +224,17 @@ class AsyncioTransport(httpx.AsyncBaseTransport):
 _OTHER_LOOP_MESSAGE = "this transport belongs to another event loop: make one for each loop"
 
 
-def _origin_key(request: httpx.Request) -> OriginKey:
+def _prepared(request: httpx.Request) -> tuple[OriginKey, OutgoingRequest]:
+    try:
+        return origin_key(request), encode_request(request)
+    except httpx.RequestError as error:
+        error.request = request
+        with_facts(error, NOTHING_SENT)
+        raise
+
+
+def origin_key(request: httpx.Request) -> OriginKey:
+    """The server that a request goes to, as the pool knows it. Raises `httpx.UnsupportedProtocol`."""
     url = request.url
     scheme, host = url.raw_scheme, url.raw_host
     if scheme != b"http" and scheme != b"https":

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from fastapi_http_client.circuit_breaker import CircuitBreaker, StateChange
 from fastapi_http_client.errors import CircuitBreakerOpenError
 from fastapi_http_client.fleet.link import Link, StoreUnavailableError
-from fastapi_http_client.policies.circuit_breaker import CircuitState, Outcome, Ticket
+from fastapi_http_client.policies.circuit_breaker import RESOLUTION, CircuitState, Outcome, Ticket
 from fastapi_http_client.stores.base import FAILURE, IGNORED, SUCCESS, CircuitRules, CircuitView
 
 FRESH = 0.05  # seconds; the longest that a process goes on with what it last heard
@@ -106,7 +106,7 @@ class FleetCircuitBreaker(CircuitBreaker):
         view = self._view
         if not self._link.is_up or view is None:
             return super().state
-        if view.state is CircuitState.OPEN and self._recovers_at <= self._clock.monotonic():
+        if view.state is CircuitState.OPEN and self._recovers_at - self._clock.monotonic() <= RESOLUTION:
             return CircuitState.HALF_OPEN
         return view.state
 
@@ -128,7 +128,7 @@ class FleetCircuitBreaker(CircuitBreaker):
             if self._view.state is CircuitState.CLOSED:
                 return SharedTicket(self._view.epoch)
             wait = self._recovers_at - now
-            if self._view.state is CircuitState.OPEN and wait > 0:
+            if self._view.state is CircuitState.OPEN and wait > RESOLUTION:
                 raise self._not_now(wait)
             ticket = await self._ask_for_probe(lease)
             if ticket is not None:

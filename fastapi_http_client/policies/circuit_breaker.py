@@ -15,7 +15,8 @@ import math
 from dataclasses import dataclass
 from enum import Enum, StrEnum, auto
 
-_RESOLUTION = 1e-9  # seconds; timers may end this much early, and who slept as long as it was told shall not be refused
+RESOLUTION = 0.002
+"""Seconds that a timer may end early (under uvloop): whoever slept as long as it was told shall not be refused."""
 
 
 class CircuitState(StrEnum):
@@ -65,6 +66,7 @@ class Circuit:
         "_probes",
         "_recovers_at",
         "_recovery_timeout",
+        "_resolution",
         "_ticket",
         "_window",
         "state",
@@ -79,7 +81,9 @@ class Circuit:
         failure_rate: float | None,
         window: float,
         minimum_calls: int,
+        resolution: float = RESOLUTION,
     ) -> None:
+        self._resolution = resolution
         self._failure_threshold = failure_threshold
         self._recovery_timeout = recovery_timeout
         self._half_open_max_calls = half_open_max_calls
@@ -94,9 +98,14 @@ class Circuit:
 
     def state_at(self, now: float) -> CircuitState:
         """The state that a call would find. `state` is the one that the last decision left behind."""
-        if self.state is CircuitState.OPEN and self._recovers_at - now <= _RESOLUTION:
+        if self.state is CircuitState.OPEN and self._recovers_at - now <= self._resolution:
             return CircuitState.HALF_OPEN
         return self.state
+
+    @property
+    def closed_ticket(self) -> Ticket | None:
+        """The ticket of every call while the circuit is closed; else None."""
+        return self._ticket if self.state is CircuitState.CLOSED else None
 
     def admit(self, now: float, lease: float) -> Ticket | Refusal:
         """Asks to make a call. A probe's place is free again after `lease` seconds, whatever becomes of the call.
@@ -107,14 +116,14 @@ class Circuit:
             return self._ticket
         if self.state is CircuitState.OPEN:
             wait = self._recovers_at - now
-            if wait > _RESOLUTION:
+            if wait > self._resolution:
                 return Refusal(wait)
             self._enter(CircuitState.HALF_OPEN)
         return self._admit_probe(now, lease)
 
     def _admit_probe(self, now: float, lease: float) -> Ticket | Refusal:
         if len(self._probes) >= self._half_open_max_calls:
-            self._probes = {probe for probe in self._probes if _is_live(probe, now)}
+            self._probes = {probe for probe in self._probes if self._is_live(probe, now)}
             if len(self._probes) >= self._half_open_max_calls:
                 return Refusal(min(probe.expires for probe in self._probes) - now)
         ticket = Ticket(self._epoch, now + lease)
@@ -130,7 +139,7 @@ class Circuit:
                 self._count(outcome is Outcome.FAILURE, now)
         elif ticket in self._probes:
             self._probes.remove(ticket)
-            if outcome is Outcome.IGNORED or not _is_live(ticket, now):
+            if outcome is Outcome.IGNORED or not self._is_live(ticket, now):
                 return
             if outcome is Outcome.SUCCESS:
                 self._enter(CircuitState.CLOSED)
@@ -164,9 +173,8 @@ class Circuit:
         self._probes.clear()
         self._window.clear()
 
-
-def _is_live(probe: Ticket, now: float) -> bool:
-    return probe.expires - now > _RESOLUTION
+    def _is_live(self, probe: Ticket, now: float) -> bool:
+        return probe.expires - now > self._resolution
 
 
 class SlidingWindow:

@@ -94,6 +94,8 @@ class RetryBudget:
         return True
 
     def earn(self) -> None:
+        if self.tokens == self.capacity:
+            return
         # Rounded, for ten tenths of a float are less than one.
         self.tokens = min(self.capacity, round(self.tokens + self.EARNED, 6))
 

@@ -18,6 +18,7 @@ local width, minimum, rate = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV
 local forget = tonumber(ARGV[8]) * 1000000
 local now = now_in_us()
 local BUCKETS = 10
+local RESOLUTION = 2000 -- us that a timer may end early
 
 local c = {state = 'closed', epoch = now, failures = 0, recovers_at = 0, probes = {}, window = {}}
 local changed = true
@@ -147,7 +148,7 @@ end
 local function admit_probe(name, lease)
   local live, first = 0, nil
   for probe, ends in pairs(c.probes) do
-    if ends > now then
+    if ends - now > RESOLUTION then
       live = live + 1
       first = math.min(first or ends, ends)
     else
@@ -175,7 +176,7 @@ local function record(epoch, probe, outcomes)
       local ends = c.probes[probe]
       c.probes[probe] = nil
       changed = true
-      if outcome ~= 'I' and ends > now then
+      if outcome ~= 'I' and ends - now > RESOLUTION then
         if outcome == 'S' then
           enter('closed')
         else
@@ -189,7 +190,7 @@ end
 read()
 local admitted, wait = false, 0
 if operation == 'admit' then
-  if c.state == 'open' and c.recovers_at <= now then
+  if c.state == 'open' and c.recovers_at - now <= RESOLUTION then
     enter('half_open')
   end
   if c.state == 'closed' then

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fastapi_http_client.clock import SYSTEM_CLOCK, Clock
-from fastapi_http_client.policies.circuit_breaker import Circuit, CircuitState, Outcome, Refusal, Ticket
+from fastapi_http_client.policies.circuit_breaker import RESOLUTION, Circuit, CircuitState, Outcome, Refusal, Ticket
 from fastapi_http_client.policies.shared_bucket import Grant, Limit, SharedBucket
 from fastapi_http_client.stores.base import FAILURE, IGNORED, SUCCESS, CircuitRules, CircuitView, TokenAnswer
 
@@ -130,6 +130,7 @@ class _SharedCircuit(Circuit):
             failure_rate=rules.failure_rate,
             window=rules.window,
             minimum_calls=rules.minimum_calls,
+            resolution=RESOLUTION * 1e6,
         )
 
     @property

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import random
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
@@ -44,7 +45,8 @@ async def test_while_connecting(make_client: MakeClient) -> None:
 
 
 async def test_in_the_tls_handshake(make_client: MakeClient) -> None:
-    async with serve(hang) as up, make_client(max_connections=2) as client:
+    context = ssl.create_default_context()  # making one takes longer than the call is given
+    async with serve(hang) as up, make_client(max_connections=2, ssl_context=context) as client:
         for _ in range(3):
             await cancel_after(0.05, client.get(f"https://127.0.0.1:{up.port}/"))
         await up.all_closed()

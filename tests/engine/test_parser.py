@@ -20,7 +20,7 @@ def test_parses_a_response_with_a_length() -> None:
     parser = new_parser()
     parser.feed(b"HTTP/1.1 201 Created\r\nContent-Length: 2\r\nX-A:  b \r\n\r\nok")
     assert (parser.status, parser.reason, parser.http_version) == (201, b"Created", "1.1")
-    assert parser.headers == [(b"Content-Length", b"2"), (b"X-A", b"b")]
+    assert parser.headers == [(b"Content-Length", b"content-length", b"2"), (b"X-A", b"x-a", b"b")]
     assert parser.chunks == [b"ok"]
     assert parser.complete
     assert parser.reusable
@@ -145,13 +145,13 @@ def test_interim_responses_are_passed_over() -> None:
     assert not parser.head_complete
     parser.feed(b"HTTP/1.1 204 No Content\r\nX: y\r\n\r\n")
     assert parser.status == 204
-    assert parser.headers == [(b"X", b"y")]
+    assert parser.headers == [(b"X", b"x", b"y")]
 
 
 def test_trailers_are_dropped() -> None:
     parser = new_parser()
     parser.feed(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2;x=y\r\nok\r\n0\r\nSet-Cookie: a=b\r\n\r\n")
-    assert parser.headers == [(b"Transfer-Encoding", b"chunked")]
+    assert parser.headers == [(b"Transfer-Encoding", b"transfer-encoding", b"chunked")]
 
 
 @pytest.mark.parametrize("size", [1, 7, 500, 100_000])
@@ -209,3 +209,78 @@ def test_a_large_body_is_not_taken_for_framing() -> None:
 def test_an_upgrade_that_nobody_asked_for_is_an_error(stream: bytes) -> None:
     with pytest.raises(httpx.RemoteProtocolError, match="101"):
         new_parser().feed(stream)
+
+
+# -- large bodies, which are counted
+
+LARGE_HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n"
+
+
+@pytest.mark.parametrize("surplus", [0, 1, 5])
+def test_the_rest_of_a_large_body_is_counted_up_to_its_end(surplus: int) -> None:
+    parser = new_parser()
+    parser.feed(LARGE_HEAD + bytes(100))
+    assert parser.uncounted == 99_900
+    assert parser.count(99_000) == 99_000
+    assert parser.uncounted == 900
+    assert not parser.complete
+    assert parser.count(900 + surplus) == 900
+    assert parser.complete
+    assert parser.body_bytes == 100_000
+    assert parser.uncounted == 0
+    assert parser.reusable is (surplus == 0)
+
+
+def test_a_response_behind_a_counted_body_is_parsed() -> None:
+    parser = new_parser()
+    for _ in range(2):
+        parser.begin(head_only=False)
+        parser.feed(LARGE_HEAD)
+        parser.count(100_000)
+        parser.begin(head_only=False)
+        assert parser.uncounted == 0
+        parser.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        assert parser.chunks == [b"ok"]
+        assert parser.reusable
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"HTTP/1.0 200 OK\r\nContent-Length: 100000\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 100000\r\n\r\n",
+    ],
+)
+def test_a_counted_body_keeps_no_connection_that_is_to_be_closed(head: bytes) -> None:
+    parser = new_parser()
+    parser.feed(head)
+    parser.count(100_000)
+    assert parser.complete
+    assert not parser.reusable
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        b"",
+        LARGE_HEAD[:-2],
+        b"HTTP/1.1 103 Early Hints\r\nContent-Length: 100000\r\n\r\n",
+        b"HTTP/1.1 304 Not Modified\r\nContent-Length: 100000\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n186a0\r\n",
+    ],
+)
+def test_nothing_but_a_large_body_of_known_length_is_counted(stream: bytes) -> None:
+    parser = new_parser()
+    if stream:
+        parser.feed(stream)
+    assert parser.uncounted == 0
+
+
+def test_the_end_of_the_stream_within_a_counted_body_is_an_error() -> None:
+    parser = new_parser()
+    parser.feed(LARGE_HEAD)
+    parser.count(70_000)
+    with pytest.raises(httpx.RemoteProtocolError, match=r"\(70000 bytes received\)"):
+        parser.end()

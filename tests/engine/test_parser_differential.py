@@ -53,7 +53,7 @@ def by_engine(pieces: list[bytes], *, head_only: bool = False) -> Parsed:
         parser.end()
     except httpx.RemoteProtocolError as error:
         raise Refused(str(error)) from error
-    headers = tuple((name.lower(), value) for name, value in parser.headers)
+    headers = tuple((lower, value) for _, lower, value in parser.headers)
     return Parsed(parser.status, parser.reason, headers, b"".join(parser.chunks), parser.reusable and not surplus)
 
 

@@ -9,6 +9,7 @@ import httpx
 import pytest
 import trustme
 
+from fastapi_http_client.engine import AsyncioTransport
 from tests.engine.conftest import MakeClient
 from tests.engine.raw import OK, Reader, Writer, answer, close, serve
 
@@ -93,6 +94,21 @@ async def test_large_bodies_over_tls(
         for _ in range(2):
             assert (await client.post(up.url(), content=body)).content == body
         assert up.accepted == 1
+
+
+@pytest.mark.parametrize("surplus", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nPOISON"])
+async def test_large_bodies_that_are_fetched_whole_over_tls(
+    make_client: MakeClient, server_context: ssl.SSLContext, client_context: ssl.SSLContext, surplus: bytes
+) -> None:
+    body = os.urandom(2_000_000)
+    message = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body + surplus
+    async with serve(answer(message), ssl_context=server_context) as up:
+        client = make_client(ssl_context=client_context)
+        transport = client._transport
+        assert isinstance(transport, AsyncioTransport)
+        for n in range(3):
+            assert (await transport.fetch(client.build_request("GET", up.url()))).content == body
+            assert up.accepted == (n + 1 if surplus else 1)
 
 
 async def test_a_body_ended_by_the_end_of_the_connection(

@@ -133,6 +133,26 @@ async def test_a_large_body_arrives_whole(make_client: MakeClient, transport_of:
         assert up.accepted == 1
 
 
+@pytest.mark.parametrize("surplus", [b"\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nPOISON"])
+async def test_what_follows_a_large_body_never_reaches_the_next_call(
+    make_client: MakeClient, transport_of: TransportOf, surplus: bytes
+) -> None:
+    body = os.urandom(3_000_000)
+    message = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body + surplus
+    async with serve(answer(message)) as up, make_client() as client:
+        for n in range(3):
+            response = await transport_of(client).fetch(client.build_request("GET", up.url()))
+            assert response.content == body
+            assert up.accepted == n + 1
+
+
+async def test_a_large_body_that_breaks_off_is_an_error(make_client: MakeClient, transport_of: TransportOf) -> None:
+    message = b"HTTP/1.1 200 OK\r\nContent-Length: 3000000\r\n\r\n" + bytes(2_000_000)
+    async with serve(answer(message, then=close)) as up, make_client() as client:
+        with pytest.raises(httpx.RemoteProtocolError, match=r"\(2000000 bytes received\)"):
+            await transport_of(client).fetch(client.build_request("GET", up.url()))
+
+
 async def test_a_stream_is_delivered_as_it_comes(make_client: MakeClient) -> None:
     more = asyncio.Event()
 
@@ -543,8 +563,9 @@ async def test_closing_ends_calls_that_are_connecting(make_client: MakeClient, t
     async with serve(hang) as up:
         client = make_client()
         connecting = asyncio.create_task(client.get(f"https://127.0.0.1:{up.port}/"))
-        await asyncio.sleep(0.05)
-        assert up.open == 1
+        async with asyncio.timeout(5):
+            while not up.open:
+                await asyncio.sleep(0.005)
         await transport_of(client).aclose()
         with pytest.raises(RuntimeError, match="has been closed"):
             await connecting

@@ -203,6 +203,16 @@ def test_who_comes_back_when_told_is_not_refused_again(start: float, recovery: f
         admitted(breaker, now + answer.seconds)
 
 
+@pytest.mark.parametrize("early", [0.0, 0.0015])
+def test_a_timer_that_ends_a_moment_early_is_in_time(early: float) -> None:
+    """Those of uvloop do, by up to 1.5 ms."""
+    breaker = circuit()
+    breaker.trip(1_000.0)
+    admitted(breaker, 1_000.0 + refused(breaker, 1_000.0) - early)
+    again = refused(breaker, 1_060.0)
+    admitted(breaker, 1_060.0 + again - early)
+
+
 def test_a_late_success_does_not_close_an_open_circuit_nor_a_late_failure_prolong_it() -> None:
     breaker = circuit()
     late = [admitted(breaker) for _ in range(5)]
