@@ -19,7 +19,6 @@ from fastapi_http_client.client import AsyncHTTPClient
 from fastapi_http_client.config import ClientConfig
 from fastapi_http_client.errors import AuthenticationError, HTTPClientError, HTTPRequestError
 from fastapi_http_client.oauth2 import OAuth2ClientCredentials
-from tests.engines import ENGINES
 from tests.faults import NOISE, Fault, named_faults, nothing_left
 from tests.hostile.upstream import HostileUpstream
 
@@ -31,7 +30,7 @@ STRIKING_LATER = ("/trap", "/respond-then-reset", "/idle-close", "/desync?wait",
 UPLOAD = bytes(3 * 1024 * 1024)
 
 
-def a_client(*, retries: bool, engine: str, **fields: object) -> AsyncHTTPClient:
+def a_client(*, retries: bool, **fields: object) -> AsyncHTTPClient:
     return AsyncHTTPClient(
         config=ClientConfig(
             timeout=TIMEOUT,
@@ -42,7 +41,6 @@ def a_client(*, retries: bool, engine: str, **fields: object) -> AsyncHTTPClient
             max_response_bytes=LIMIT,
             verify_ssl=False,
             max_connections=2,
-            engine=engine,
             **fields,  # type: ignore[arg-type]
         )
     )
@@ -57,10 +55,8 @@ async def body_of(
         return b"".join([chunk async for chunk in response.aiter_bytes()])
 
 
-async def meet(
-    fault: Fault, upstream: HostileUpstream, method: str, *, retries: bool, streamed: bool, engine: str
-) -> None:
-    async with a_client(retries=retries, engine=engine, follow_redirects=True) as client:
+async def meet(fault: Fault, upstream: HostileUpstream, method: str, *, retries: bool, streamed: bool) -> None:
+    async with a_client(retries=retries, follow_redirects=True) as client:
         content = UPLOAD if fault.upload else b"{}"
         started = time.monotonic()
         try:
@@ -78,7 +74,6 @@ async def meet(
         assert after.json_data["target"] == f"/echo/after?{method}"
 
 
-@pytest.mark.parametrize("engine", ["auto"], indirect=True)  # the clients are of both engines, all at once
 @pytest.mark.parametrize("fault", [*named_faults()], ids=str)
 async def test_a_call_that_meets_a_fault_ends_in_time_and_leaves_nothing(
     upstream: HostileUpstream, fault: Fault
@@ -86,8 +81,8 @@ async def test_a_call_that_meets_a_fault_ends_in_time_and_leaves_nothing(
     async with nothing_left(upstream):
         await asyncio.gather(
             *(
-                meet(fault, upstream, method, retries=retries, streamed=streamed, engine=engine)
-                for method, retries, streamed, engine in product(("GET", "POST"), (True, False), (True, False), ENGINES)
+                meet(fault, upstream, method, retries=retries, streamed=streamed)
+                for method, retries, streamed in product(("GET", "POST"), (True, False), (True, False))
             )
         )
 
