@@ -15,6 +15,7 @@ import sys
 import time
 import tracemalloc
 from typing import Any
+from urllib.parse import urlsplit
 
 from benchmarks.bench import Bench, Figures
 from benchmarks.subjects import Open, Target
@@ -34,24 +35,33 @@ def _used(traced: bool) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
 
 
-async def _settled() -> None:
-    """Until all that can happen has happened."""
-    used = 0.0
-    while (now := time.process_time()) - used > 0.01:
-        used = now
-        await asyncio.sleep(0.2)
+async def _until_hanging(target: Target, count: int) -> None:
+    """Until so many calls have come to the upstream, and all others as far as they can."""
+    address = urlsplit(target.origin)
+    while True:
+        reader, writer = await asyncio.open_connection(address.hostname, address.port)
+        writer.write(b"GET /hanging HTTP/1.1\r\n\r\n")
+        hanging = int(await reader.readline())
+        writer.close()
+        await writer.wait_closed()
+        if hanging == count:
+            break
+        await asyncio.sleep(0.05)
+    for _ in range(100):
+        await asyncio.sleep(0)
 
 
 async def calls(opens: Open, target: Target, *, before: int, calls: int, traced: bool = False) -> float:
     """KiB of each of so many calls that are not answered, `before` others being there already."""
+    await _until_hanging(target, 0)
     if traced:
         tracemalloc.start()
     async with opens(target) as call:
         others = [asyncio.create_task(_never_answered(call)) for _ in range(before)]
-        await _settled()
+        await _until_hanging(target, min(before, target.connections))
         used = _used(traced)
         tasks = [asyncio.create_task(_never_answered(call)) for _ in range(calls)]
-        await _settled()
+        await _until_hanging(target, min(before + calls, target.connections))
         used = _used(traced) - used
         for task in (*tasks, *others):
             task.cancel()

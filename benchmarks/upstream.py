@@ -4,7 +4,8 @@
 
 It listens for http and for https, with a certificate that it makes and whose authority it leaves in the folder, and
 tells its ports on the first line. `/small` is 146 bytes of JSON, `/slow` the same after 50 ms, `/large` is 1 MiB,
-`/hang` is never answered. For each further line on its input it tells what it has seen. It reads no request bodies.
+`/hang` is never answered, and `/hanging` is how many such calls there are. For each further line on
+its input it tells what it has seen. It reads no request bodies.
 """
 
 from __future__ import annotations
@@ -34,11 +35,15 @@ _LARGE = b"HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nContent-
 
 
 class _Answer(asyncio.Protocol):
-    accepted = 0
+    accepted = hanging = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        self._hangs = False
         _Answer.accepted += 1
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        _Answer.hanging -= self._hangs
 
     def data_received(self, data: bytes) -> None:
         if data.startswith(b"GET /small"):
@@ -47,6 +52,11 @@ class _Answer(asyncio.Protocol):
             asyncio.get_running_loop().call_later(DELAY, self._answer_late)
         elif data.startswith(b"GET /large"):
             self._transport.write(_LARGE)
+        elif data.startswith(b"GET /hanging"):
+            self._transport.write(b"%d\n" % _Answer.hanging)
+        elif data.startswith(b"GET /hang"):
+            self._hangs = True
+            _Answer.hanging += 1
 
     def _answer_late(self) -> None:
         if not self._transport.is_closing():
