@@ -6,17 +6,16 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 from fastapi_http_client.clock import SYSTEM_CLOCK, Clock
 from fastapi_http_client.errors import CircuitBreakerOpenError, ConfigurationError, Problem
-from fastapi_http_client.policies.circuit_breaker import Circuit, CircuitState, Outcome, Refusal, Ticket
+from fastapi_http_client.policies.circuit_breaker import Circuit, CircuitRules, CircuitState, Outcome, Refusal, Ticket
 
 logger = logging.getLogger("fastapi_http_client.circuit_breaker")
 
 
-@dataclass(frozen=True, slots=True)
-class StateChange:
+class StateChange(NamedTuple):
     """A circuit went from one state to another. `at` is the monotonic time of the breaker's clock, in seconds."""
 
     name: str | None
@@ -37,13 +36,15 @@ class CircuitBreaker:
     logged once. Not bound to any event loop; not thread-safe.
     """
 
+    is_shared: ClassVar = False
+    """Whether all processes share the circuit; then it is asked by `await ask()`."""
+
     __slots__ = (
         "_circuit",
         "_clock",
         "_clock_is_set",
         "_listeners",
         "_name",
-        "_recovery_timeout",
         "_untold",
     )
 
@@ -69,15 +70,10 @@ class CircuitBreaker:
         ]
         if problems:
             raise ConfigurationError("; ".join(f"CircuitBreaker: {p}" for p in problems), problems=problems)
-        self._circuit = Circuit(
-            failure_threshold=failure_threshold,
-            recovery_timeout=recovery_timeout,
-            half_open_max_calls=half_open_max_calls,
-            failure_rate=failure_rate,
-            window=window,
-            minimum_calls=minimum_calls,
+        rules = CircuitRules(
+            failure_threshold, float(recovery_timeout), half_open_max_calls, failure_rate, window, minimum_calls
         )
-        self._recovery_timeout = float(recovery_timeout)
+        self._circuit = Circuit(rules)
         self._name = name
         self._clock = clock or SYSTEM_CLOCK
         self._clock_is_set = clock is not None
@@ -92,7 +88,7 @@ class CircuitBreaker:
     @property
     def recovery_timeout(self) -> float:
         """Seconds from opening to the first probe."""
-        return self._recovery_timeout
+        return self._circuit.rules.recovery_timeout
 
     @property
     def name(self) -> str | None:
@@ -197,7 +193,7 @@ class CircuitBreaker:
     def _tell_everybody(self, change: StateChange) -> None:
         label = f"circuit breaker {change.name!r}" if change.name else "circuit breaker"
         if change.new is CircuitState.OPEN:
-            logger.warning("%s opened: no calls for %g s", label, self._recovery_timeout)
+            logger.warning("%s opened: no calls for %g s", label, self.recovery_timeout)
         elif change.new is CircuitState.HALF_OPEN:
             logger.info("%s is half-open: probing", label)
         else:

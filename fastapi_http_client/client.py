@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import functools
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import httpx
 from httpx import USE_CLIENT_DEFAULT
+from httpx._multipart import MultipartStream
 
 from fastapi_http_client import transport as _transport
 from fastapi_http_client.auth import APIKeyAuth, BasicAuth, BearerAuth, CredentialAuth, build_auth
@@ -29,7 +31,6 @@ from fastapi_http_client.config import (
 from fastapi_http_client.errors import ConfigurationError, HTTPRequestError, Problem
 from fastapi_http_client.exchange import Body, Exchange
 from fastapi_http_client.fast import PlainRequests, is_plain
-from fastapi_http_client.fast_attempt import FastAttempt
 from fastapi_http_client.lifecycle import ClientStateError, Lifecycle, shielded
 from fastapi_http_client.middleware import Middleware
 from fastapi_http_client.models import HTTPResponse, copy_request
@@ -237,6 +238,8 @@ class AsyncHTTPClient(httpx.AsyncClient):
         return _transport.create_transport(config, ssl_context=self._tls, http1=self._http1)
 
     def _build_pipeline(self) -> None:
+        from fastapi_http_client.fast_attempt import FastAttempt  # with the first client: it brings the engine
+
         self.retry_policy = RetryPolicy.of(self.config)
         self.keeps_cookies = self.config.persist_cookies
         self.max_bytes = self.config.max_response_bytes
@@ -331,7 +334,10 @@ class AsyncHTTPClient(httpx.AsyncClient):
                 limits = self.timeout if timeout is USE_CLIENT_DEFAULT else httpx.Timeout(timeout)
                 extensions.setdefault("timeout", limits.as_dict())
                 return self.plain_requests.request(method, joined, self.headers, rest.get("headers"), extensions)
-            return super().build_request(method, joined, extensions=extensions, **rest)
+            request = super().build_request(method, joined, extensions=extensions, **rest)
+            if "cookies" in rest or "files" in rest:
+                _refuse_injection(request, rest.get("cookies"))
+            return request
         except (UnicodeError, httpx.InvalidURL) as error:
             raise HTTPRequestError(
                 f"{method} {redact_url(joined)}: the request cannot be built: {type(error).__name__}",
@@ -561,6 +567,22 @@ def _refuse_unknown(options: Mapping[str, Any]) -> None:
 
 def _set_fields(config: ClientConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in config.model_fields_set}
+
+
+def _refuse_injection(request: httpx.Request, cookies: Any) -> None:
+    """Raise `httpx.InvalidURL`, as httpx does for an address, when a value would end the place that it is put in."""
+    pairs = cookies.items() if isinstance(cookies, Mapping) else cookies if isinstance(cookies, list) else ()
+    if any(_UNSAFE_IN_COOKIE.search(f"{name}{value}") for name, value in pairs):
+        raise httpx.InvalidURL("a cookie holds a semicolon or a control character")
+    if isinstance(request.stream, MultipartStream):
+        for field in request.stream.fields:
+            headers = getattr(field, "headers", {})  # of a file
+            if any(_CONTROL.search(f"{name}{value}") for name, value in headers.items()):
+                raise httpx.InvalidURL("a part's header holds a control character")
+
+
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_UNSAFE_IN_COOKIE = re.compile(r"[;\x00-\x1f\x7f]")
 
 
 def _effective_config(

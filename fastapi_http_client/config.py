@@ -1,11 +1,11 @@
 """`ClientConfig`: every option of one client, checked when it is made and frozen after."""
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: pydantic would compile each annotation anew, at every import.
 
 import json
 import re
 from collections.abc import Iterator, Sequence, Set
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn, Self
 
 import httpx
 from pydantic import (
@@ -25,9 +25,7 @@ from fastapi_http_client.errors import ConfigurationError, Problem
 from fastapi_http_client.redaction import redact_headers, redact_url
 
 METHODS = frozenset({"GET", "HEAD", "OPTIONS", "POST", "PUT", "DELETE", "PATCH", "TRACE"})
-_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_FIELD_VALUE = re.compile(r"[\t\x20-\x7e]*")  # RFC 9110, section 5.5; httpx sends nothing else
-_VISIBLE = re.compile(r"[\x21-\x7e]+")
+_HEADER_NAME = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 MAX_TOKEN = 16 * 1024
 
 
@@ -63,13 +61,14 @@ def _method(value: object) -> object:
 
 
 def _header_name(value: str) -> str:
-    if not _TOKEN.fullmatch(value):
+    if not re.fullmatch(_HEADER_NAME, value):
         raise ValueError("is no header name")
     return value
 
 
 def _header_value(value: str) -> str:
-    if not _FIELD_VALUE.fullmatch(value):
+    text = value.replace("\t", " ")
+    if not (text.isascii() and text.isprintable()):  # RFC 9110, section 5.5; httpx sends nothing else
         raise ValueError("holds a character that no header value may hold")
     return value
 
@@ -108,7 +107,7 @@ def _endpoint(value: str) -> str:
 
 def valid_token(token: str) -> bool:
     """Whether a text can stand in `Authorization: Bearer …`: visible ASCII, and not absurdly long."""
-    return len(token) <= MAX_TOKEN and _VISIBLE.fullmatch(token) is not None
+    return 0 < len(token) <= MAX_TOKEN and token.isascii() and token.isprintable() and " " not in token
 
 
 def _token(value: SecretStr) -> SecretStr:
@@ -181,6 +180,9 @@ class _Model(BaseModel):
             problems = tuple(_problems(error))
             message = f"{type(self).__name__}: " + "; ".join(str(problem) for problem in problems)
             raise ConfigurationError(message, problems=problems) from None
+
+    def __getstate__(self) -> NoReturn:
+        raise TypeError(f"{type(self).__name__} may hold secrets, which must not be written down")
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         for name, value in super().__repr_args__():
@@ -358,7 +360,7 @@ class ClientConfig(_Model):
     """The most bytes of a decoded body that are read."""
 
     @_model_validator(mode="after")
-    def _check_against_each_other(self) -> ClientConfig:
+    def _check_against_each_other(self) -> Self:
         """Only what was set can contradict; a default that was not set gives way."""
         problems = tuple(Problem("", contradiction) for contradiction in self._contradictions())
         if problems:

@@ -21,7 +21,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import httpx
 
@@ -218,8 +218,7 @@ class AuthenticationError(HTTPClientError, httpx.HTTPError):
     """A credential could not be had, so nothing was sent."""
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(NamedTuple):
     """One thing wrong with a configuration: the argument's path (`auth.token`) and what is wrong, never a value."""
 
     argument: str

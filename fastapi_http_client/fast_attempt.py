@@ -160,12 +160,15 @@ class FastAttempt:
             outcome = outcome_of(response.status_code)
         except Exception as error:
             over = self._end_of_call(error, request, timed_out=within == of_call)
-            if observed is not None:
-                observed.end(error=asyncio.CancelledError() if over is not None else error)
             if over is not None:
+                if observed is not None:
+                    observed.end(error=asyncio.CancelledError())  # as the pipeline's limits end it
                 raise over from without_secrets(error)
-            call.outcome = _failed(error, request, client.max_bytes, of_attempt)
-            outcome = outcome_of_error(call.outcome)
+            failed = _failed(error, request, client.max_bytes, of_attempt)
+            if observed is not None:
+                observed.end(error=failed)
+            outcome = outcome_of_error(failed)
+            call.outcome = failed
             return None
         except BaseException as error:
             if observed is not None:
@@ -230,8 +233,9 @@ def _failed(error: Exception, request: httpx.Request, max_bytes: int | None, lim
     if isinstance(error, HTTPRequestError):
         return error
     if isinstance(error, DeadlineExceededError) and limit is not None:
-        failed: HTTPRequestError = attempt_timeout(request, limit, error)
-    else:
-        failed = failure(error, request, max_bytes)
+        late = attempt_timeout(request, limit, error)
+        late.__cause__ = TimeoutError(str(error))  # what a limit of the pipeline's own is raised from
+        return late
+    failed = failure(error, request, max_bytes)
     failed.__cause__ = without_secrets(error)
     return failed

@@ -68,11 +68,10 @@ class Middleware:
 
 
 MAX_BODY = 2048  # bytes of a body that are logged
-_TEXT = re.compile(r"text/|application/(?:[\w.+-]+\+)?(?:json|xml|x-www-form-urlencoded)")
-_SECRET_FIELD = re.compile(
+_TEXT = r"text/|application/(?:[\w.+-]+\+)?(?:json|xml|x-www-form-urlencoded)"
+_SECRET_FIELD = (
     r"""("?\b(?:password|passwd|secret|client_secret|token|access_token|refresh_token|id_token|api_key|apikey|authorization)"?"""
-    r"""\s*[:=]\s*)("(?:[^"\\]|\\.)*(?:"|\Z)|[^&\s,}]+)""",
-    re.IGNORECASE,
+    r"""\s*[:=]\s*)("(?:[^"\\]|\\.)*(?:"|\Z)|[^&\s,}]+)"""
 )
 
 
@@ -137,8 +136,8 @@ def _shown(headers: httpx.Headers, content: bytes | None) -> str:
         return "<streamed>"
     if not content:
         return "<empty>"
-    if not _TEXT.match(headers.get("content-type", "").lower()):
+    if not re.match(_TEXT, headers.get("content-type", "").lower()):
         return f"<{len(content)} bytes>"
     text = content[:MAX_BODY].decode("utf-8", "replace")
-    masked = _SECRET_FIELD.sub(lambda match: match.group(1) + MASK, text)
+    masked = re.sub(_SECRET_FIELD, lambda match: match.group(1) + MASK, text, flags=re.IGNORECASE)
     return printable(masked, MAX_BODY) + ("…" if len(content) > MAX_BODY else "")

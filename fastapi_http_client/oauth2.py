@@ -27,8 +27,9 @@ Spawn = Callable[[Coroutine[Any, Any, Any]], "asyncio.Task[Any]"]
 
 MAX_LEEWAY = 60.0  # seconds before its end that a long-lived token is renewed
 LEEWAY_SHARE = 0.1  # the share of a short-lived one's life
+FAILURE_PAUSE = 1.0  # seconds for which a failure is the answer to all, so that an outage does not cost a fetch a call
 MIN_LIFETIME = 1.0  # an endpoint that says 0 or -1 must not cost a token call for every call
-_ERROR_CODE = re.compile(r"[a-z_]{1,40}")
+_ERROR_CODE = r"[a-z_]{1,40}"
 
 
 class OAuth2ClientCredentials(CredentialAuth):
@@ -78,6 +79,8 @@ class OAuth2ClientCredentials(CredentialAuth):
         self._expires_at = -math.inf
         self._renew_at = -math.inf
         self._fetching: asyncio.Task[None] | None = None
+        self._failure = ""
+        self._ask_again_at = -math.inf
 
     def __repr__(self) -> str:
         return (
@@ -104,11 +107,14 @@ class OAuth2ClientCredentials(CredentialAuth):
         """
         while True:
             now = self._now()
+            may_ask = now >= self._ask_again_at
             if self._token is not None and now < self._expires_at:
-                if now >= self._renew_at and not self._is_fetching():
+                if now >= self._renew_at and may_ask and not self._is_fetching():
                     self._begin_fetch(fetch, spawn)
                 return self._token
             if not self._is_fetching():
+                if not may_ask:
+                    raise AuthenticationError(f"{self._failure} (a moment ago)")
                 self._begin_fetch(fetch, spawn)
             assert self._fetching is not None
             fetching = self._fetching
@@ -144,8 +150,11 @@ class OAuth2ClientCredentials(CredentialAuth):
     async def _fetch(self, fetch: Fetch) -> None:
         if self._through is not None:
             fetch = self._through(fetch)
-        response = await fetch(self.token_request(), self._client)
-        self.store(response)
+        try:
+            self.store(await fetch(self.token_request(), self._client))
+        except AuthenticationError as error:
+            self._failure, self._ask_again_at = str(error), self._now() + FAILURE_PAUSE
+            raise
 
     def token_request(self) -> httpx.Request:
         """What is asked of the endpoint, without the client's own credential, which is put on a copy."""
@@ -253,7 +262,7 @@ def _error_code(response: httpx.Response) -> str:
         code = response.json().get("error")
     except (ValueError, AttributeError, RecursionError):
         return ""
-    return f" ({code})" if isinstance(code, str) and _ERROR_CODE.fullmatch(code) else ""
+    return f" ({code})" if isinstance(code, str) and re.fullmatch(_ERROR_CODE, code) else ""
 
 
 def _note_failure(task: asyncio.Task[None]) -> None:

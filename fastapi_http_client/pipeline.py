@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeGuard, TypeVar
 
 import httpx
 
@@ -29,7 +29,6 @@ from fastapi_http_client.errors import (
 )
 from fastapi_http_client.exchange import Body, described, total_timeout, was_never_sent
 from fastapi_http_client.fast import wire_copy
-from fastapi_http_client.fleet.circuit_breaker import FleetCircuitBreaker
 from fastapi_http_client.middleware import Middleware
 from fastapi_http_client.models import HTTPResponse, as_http_response
 from fastapi_http_client.oauth2 import Fetch, OAuth2ClientCredentials
@@ -45,6 +44,7 @@ from fastapi_http_client.telemetry import ClientSpan, report_limiter_wait
 
 if TYPE_CHECKING:
     from fastapi_http_client.client import AsyncHTTPClient
+    from fastapi_http_client.fleet.circuit_breaker import FleetCircuitBreaker
 
 
 class Step(Protocol):
@@ -269,7 +269,12 @@ class FleetCircuitBreaking(CircuitBreaking):
 
 
 def circuit_breaking(breaker: CircuitBreaker) -> CircuitBreaking:
-    return FleetCircuitBreaking(breaker) if isinstance(breaker, FleetCircuitBreaker) else CircuitBreaking(breaker)
+    return FleetCircuitBreaking(breaker) if is_of_fleet(breaker) else CircuitBreaking(breaker)
+
+
+def is_of_fleet(breaker: CircuitBreaker) -> TypeGuard[FleetCircuitBreaker]:
+    """Whether the breaker is a `FleetCircuitBreaker`, without importing the fleet for those who have none."""
+    return breaker.is_shared
 
 
 def lease(request: httpx.Request, breaker: CircuitBreaker) -> float:
@@ -349,7 +354,7 @@ class RateLimiting:
         if ticket is None or breaker is None:
             return
         try:
-            if isinstance(breaker, FleetCircuitBreaker):
+            if is_of_fleet(breaker):
                 request.extensions[_TICKET] = await breaker.ask_again(ticket, lease=lease(request, breaker))
             else:
                 request.extensions[_TICKET] = breaker.readmit(ticket, lease=lease(request, breaker))

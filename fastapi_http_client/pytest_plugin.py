@@ -1,20 +1,5 @@
-"""The pytest plugin: the fixture `mock_httpx`. Imported by every test run, so nothing heavy is imported here."""
+"""An address for `pytest -p`: what is here lives in `pytest_fastapi_http_client`, which is quicker to import."""
 
-from __future__ import annotations
+from pytest_fastapi_http_client import mock_httpx
 
-from typing import TYPE_CHECKING
-
-import pytest
-
-if TYPE_CHECKING:
-    from fastapi_http_client.testing import MockNetwork
-
-
-@pytest.fixture
-def mock_httpx(monkeypatch: pytest.MonkeyPatch) -> MockNetwork:
-    """A fake network for every `AsyncHTTPClient` made in this test; see `fastapi_http_client.testing.MockNetwork`."""
-    from fastapi_http_client.testing import MockNetwork
-
-    network = MockNetwork()
-    network.install(monkeypatch)
-    return network
+__all__ = ["mock_httpx"]

@@ -52,7 +52,7 @@ SENSITIVE_QUERY_KEYS = frozenset(
     }
 )
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_CONTROL = r"[\x00-\x1f\x7f-\x9f\u2028\u2029]"
 _MAX_TEXT = 500
 
 
@@ -60,7 +60,7 @@ def printable(text: str, limit: int = _MAX_TEXT) -> str:
     """Text from outside, made safe for one line of log: control characters escaped, length bounded."""
     if len(text) > limit:
         text = text[:limit] + "…"
-    return _CONTROL.sub(lambda match: f"\\x{ord(match.group()):02x}", text)
+    return text if text.isprintable() else re.sub(_CONTROL, lambda match: f"\\x{ord(match.group()):02x}", text)
 
 
 def redact_url(url: httpx.URL | str, extra_keys: Iterable[str] = ()) -> str:

@@ -102,6 +102,8 @@ class RetryMiddleware(Middleware):
             logger.info("%s", described(request, what, attempt=False))
             report_retry(request, call.client_name, delay)
             await call.clock.sleep(delay)
+            if client.lifecycle.draining:  # it has begun meanwhile
+                await _raise_exhausted(request, call, response, error)
             number += 1
 
 

@@ -10,13 +10,15 @@ import functools
 import ssl
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import httpx
 
 from fastapi_http_client.config import ClientConfig
-from fastapi_http_client.engine import AsyncioTransport
 from fastapi_http_client.errors import ConfigurationError, Problem
+
+if TYPE_CHECKING:
+    from fastapi_http_client.engine.transport import AsyncioTransport
 
 
 def create_transport(
@@ -82,17 +84,25 @@ def engine_of(transport: httpx.AsyncBaseTransport, request: httpx.Request) -> As
     """The engine, if it is what carries this request: it can read a whole response in one step."""
     if type(transport) is AutoTransport:
         transport = transport.transport_for(request)
-    return transport if type(transport) is AsyncioTransport else None
+    return transport if _is_engine(transport) else None
 
 
 def engine_for_plain(transport: httpx.AsyncBaseTransport) -> AsyncioTransport | None:
     """`engine_of()` for a GET, HEAD, OPTIONS or DELETE without an `Upgrade` and without extensions for the network."""
     if type(transport) is AutoTransport:
         return transport.engine_for_plain()
-    return transport if type(transport) is AsyncioTransport else None
+    return transport if _is_engine(transport) else None
+
+
+def _is_engine(transport: httpx.AsyncBaseTransport) -> TypeGuard[AsyncioTransport]:
+    engine = sys.modules.get("fastapi_http_client.engine.transport")
+    return engine is not None and type(transport) is engine.AsyncioTransport
 
 
 def _engine(config: ClientConfig, ssl_context: ssl.SSLContext) -> AsyncioTransport:
+    # Imported with the first client, and not with the package, which some only import.
+    from fastapi_http_client.engine.transport import AsyncioTransport
+
     return AsyncioTransport(
         ssl_context=ssl_context,
         max_connections=config.max_connections,

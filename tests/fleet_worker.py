@@ -11,6 +11,7 @@ import json
 import logging
 import sys
 import time
+from hashlib import sha1
 from typing import Any
 
 import httpx
@@ -18,10 +19,12 @@ from pydantic import SecretStr
 
 from fastapi_http_client.client import AsyncHTTPClient
 from fastapi_http_client.config import ClientConfig, OAuth2Config
+from fastapi_http_client.edge.registry import HTTPClients
 from fastapi_http_client.errors import CircuitBreakerOpenError
-from fastapi_http_client.fleet import Fleet
+from fastapi_http_client.fleet import Fleet, link
 from fastapi_http_client.policies.circuit_breaker import Outcome
-from fastapi_http_client.registry import HTTPClients
+from fastapi_http_client.policies.shared_bucket import Grant, Limit
+from fastapi_http_client.stores.redis import RedisStore
 
 
 def _say(text: str) -> None:
@@ -34,33 +37,52 @@ async def _go() -> None:
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
 
 
+class LedgerStore(RedisStore):
+    """Valkey, with a ledger: (from when on in its own µs, how many permits it granted, how many came back)."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.ledger: list[tuple[int, int, int]] = []
+        text = self._limit.text.replace("return {granted, wait}", "return {granted, wait, now}")
+        self._limit.text, self._limit.digest = text, sha1(text.encode()).hexdigest()
+
+    async def take(self, name: str, limit: Limit, *, returned: int = 0, **wanted: int) -> Grant:
+        numbers = (wanted.get(key, 0) for key in ("least", "most", "ahead"))
+        arguments = (limit.price, limit.capacity, 1 << limit.shift, *numbers, returned)
+        tokens, wait, now = await self._run(self._limit, "limit", name, *arguments)
+        self.ledger += [(now, 0, returned), (now + wait, tokens, 0)] if tokens else [(now, 0, returned)]
+        return Grant(tokens, wait)
+
+
 async def permits(url: str, cases: list[dict[str, Any]]) -> Any:
     """One case after the other, all processes at the same time."""
-    async with Fleet(url) as fleet:
-        return [await _take_permits(fleet, number, **case) for number, case in enumerate(cases)]
+    link.PATIENCE = link.SLOW = 30.0  # a busy machine is no outage
+    store = LedgerStore(url)
+    async with Fleet(store) as fleet:
+        return [await _take_permits(fleet, store, number, **case) for number, case in enumerate(cases)]
 
 
 async def _take_permits(
-    fleet: Fleet, number: int, *, rate: float, burst: int, seconds: float, callers: int, cancel_every: int = 0
+    fleet: Fleet,
+    store: LedgerStore,
+    number: int,
+    *,
+    rate: float,
+    burst: int,
+    seconds: float,
+    callers: int,
+    cancel_every: int = 0,
 ) -> Any:
     """Take permits with so many callers for so long; every n-th call is given up after a moment."""
     limiter = fleet.rate_limiter(f"case{number}", rate, burst)
-    times: list[float] = []
+    store.ledger.clear()
     order: list[int] = []
     numbers = iter(range(10**9))
-    outages = 0
-
-    def note() -> None:
-        nonlocal outages
-        outages += not fleet.is_up
-
-    fleet.link.on_change.append(note)
     await _go()
     end = time.monotonic() + seconds
 
     async def take(number: int) -> None:
         await limiter.acquire()
-        times.append(time.monotonic())
         order.append(number)
 
     async def caller() -> None:
@@ -80,7 +102,16 @@ async def _take_permits(
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    return {"times": times, "in_order": order == sorted(order), "commands": limiter.commands, "outages": outages}
+    async with asyncio.timeout(30):  # what was not used is given back
+        while sum(granted - returned for _, granted, returned in store.ledger) != len(order):
+            await asyncio.sleep(0.01)
+    return {
+        "used": len(order),
+        "ledger": list(store.ledger),
+        "in_order": order == sorted(order),
+        "commands": limiter.commands,
+        "was_up": fleet.is_up,
+    }
 
 
 async def hold_probe(url: str, recovery: float) -> Any:

@@ -16,8 +16,8 @@ from fastapi.responses import Response, StreamingResponse
 from starlette.middleware.base import BaseHTTPMiddleware
 from websockets.asyncio.client import connect
 
-from fastapi_http_client.asgi import RequestContextMiddleware, cancel_on_disconnect
 from fastapi_http_client.context import RequestIdFilter, current_context, get_request_id
+from fastapi_http_client.edge.asgi import RequestContextMiddleware, cancel_on_disconnect
 from fastapi_http_client.errors import ConfigurationError
 from tests.servers import serve
 
@@ -62,7 +62,7 @@ class Exchange:
 
 @pytest.fixture(autouse=True)
 def watch_at_once(monkeypatch):
-    monkeypatch.setattr("fastapi_http_client.asgi._WATCH_AFTER", 0.0)
+    monkeypatch.setattr("fastapi_http_client.edge.asgi._WATCH_AFTER", 0.0)
 
 
 async def answer(send, headers=(), status=200):

@@ -34,7 +34,7 @@ from fastapi_http_client.oauth2 import OAuth2ClientCredentials
 from fastapi_http_client.policies.circuit_breaker import CircuitState
 from fastapi_http_client.rate_limiter import TokenBucketRateLimiter
 from fastapi_http_client.retry import RetryMiddleware
-from tests.faults import ENGINES, nothing_left
+from tests.faults import nothing_left
 from tests.hostile.upstream import HostileUpstream
 
 BASE = "https://api.example.com/v1"
@@ -596,6 +596,53 @@ async def test_a_bad_header_is_refused_before_anything_is_sent(upstream: Hostile
     assert upstream.requests_seen() == []
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Content-Length": "5", "Transfer-Encoding": "chunked"},
+        {"Transfer-Encoding": "gzip, chunked"},
+        {"X-Own": "a\x1b[2Jb"},
+        {"X-Own": "a\x07b"},
+        {"X-Own": "a\x00b"},
+        {"X-Own\r\nX-Injected": "1"},
+    ],
+)
+async def test_a_head_that_could_be_read_in_two_ways_is_not_sent(
+    upstream: HostileUpstream, headers: dict[str, str]
+) -> None:
+    breaker = CircuitBreaker(failure_threshold=1)
+    async with AsyncHTTPClient(upstream.url(), circuit_breaker=breaker) as client:
+        with pytest.raises(HTTPRequestError) as caught:
+            await client.post("/echo", content=b"hello", headers={**headers, "Idempotency-Key": "k"})
+    assert not caught.value.may_have_run
+    assert len(caught.value.attempts) == 1
+    assert breaker.state is CircuitState.CLOSED
+    assert upstream.requests_seen() == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"files": {"f": ("name", b"x", "text/plain\r\nX-Injected: 1")}},
+        {"files": {"f": ("name", b"x", "text/plain", {"X-A": "1\nX-Injected: 1"})}},
+        {"cookies": {"theme": "dark; admin=1"}},
+        {"cookies": [("theme", "dark\r\nX-Injected: 1")]},
+    ],
+    ids=["content type", "part's header", "cookie", "cookie's line"],
+)
+async def test_a_value_cannot_leave_its_place_in_a_part_or_a_cookie(
+    upstream: HostileUpstream, options: dict[str, Any]
+) -> None:
+    async with AsyncHTTPClient(upstream.url()) as client:
+        with pytest.raises(HTTPRequestError, match="cannot be built") as caught:
+            await client.post("/echo", **options)
+        assert not caught.value.may_have_run
+        assert upstream.requests_seen() == []
+        response = await client.post("/echo", files={"f": ('na"me\r\n', b"x", "text/plain")}, cookies={"theme": "dark"})
+        assert response.json_data["headers_dict"]["cookie"] == "theme=dark"
+        assert "\r\n\r\nx\r\n" in response.json_data["body"]
+
+
 # -- middlewares and streams
 
 
@@ -638,10 +685,9 @@ async def transform(response: HTTPResponse) -> HTTPResponse:
     return HTTPResponse(200, content=shouted())
 
 
-@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("then", [answer_instead, raise_instead, return_nothing, wait_for_ever, transform])
 async def test_the_responses_that_a_middleware_got_of_a_stream_are_closed(
-    upstream: HostileUpstream, engine: Any, then: Callable[[HTTPResponse], Any]
+    upstream: HostileUpstream, then: Callable[[HTTPResponse], Any]
 ) -> None:
     class Twice(Middleware):
         async def handle(self, request: HTTPRequest, client: AsyncHTTPClient, call_next: Any) -> HTTPResponse:
@@ -649,7 +695,7 @@ async def test_the_responses_that_a_middleware_got_of_a_stream_are_closed(
             answer: HTTPResponse = await then(await call_next(request))
             return answer
 
-    config = ClientConfig(max_connections=2, timeout=5.0, engine=engine)
+    config = ClientConfig(max_connections=2, timeout=5.0)
     async with nothing_left(upstream), AsyncHTTPClient(upstream.url(), config=config) as plain:
         client = AsyncHTTPClient(upstream.url(), config=config, middlewares=[Twice()])
         with contextlib.suppress(LookupError, TypeError, TimeoutError):
@@ -669,11 +715,10 @@ async def test_the_responses_that_a_middleware_got_of_a_stream_are_closed(
 
 
 @pytest.mark.parametrize("read_a_part", [False, True], ids=["untouched", "begun"])
-@pytest.mark.parametrize("engine", ENGINES)
 async def test_a_stream_that_is_forgotten_is_warned_about_and_gives_its_connection_back(
-    upstream: HostileUpstream, engine: Any, read_a_part: bool
+    upstream: HostileUpstream, read_a_part: bool
 ) -> None:
-    config = ClientConfig(max_connections=1, timeout=2.0, retry_attempts=1, engine=engine)
+    config = ClientConfig(max_connections=1, timeout=2.0, retry_attempts=1)
     async with AsyncHTTPClient(upstream.url(), config=config, name="api") as client:
 
         async def forget() -> None:

@@ -241,6 +241,7 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
     instrumentor = HTTPXClientInstrumentor()
     instrumentor.instrument(tracer_provider=provider)
     monkeypatch.setattr(telemetry, "_tracer", lambda given: telemetry._tracer_of(given or provider))
+    monkeypatch.setattr(telemetry, "_nothing_is_set", lambda: False)
     try:
         yield exporter
     finally:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -503,3 +506,18 @@ def test_inside_of_a_model_of_the_users_it_names_the_option_and_no_secret() -> N
     assert any("timeout" in message and "auth.token" in message for message in messages)
     assert CANARY not in "".join(messages)
     assert Settings(github=ClientConfig(timeout=5)).github.timeout == 5.0
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ClientConfig(auth={"type": "bearer", "token": CANARY}),  # type: ignore[arg-type]
+        lambda: ClientConfig(headers={"X-Vendor": CANARY}),
+        lambda: ClientConfig(auth={"type": "bearer", "token": CANARY}).auth,  # type: ignore[arg-type]
+    ],
+)
+def test_it_cannot_be_written_down_but_copied(make: Callable[[], Any]) -> None:
+    config = make()
+    with pytest.raises(TypeError, match="must not be written down"):
+        pickle.dumps(config)
+    assert config.model_copy() == copy.deepcopy(config) == config

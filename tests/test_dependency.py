@@ -18,10 +18,10 @@ from starlette.routing import Host, Mount, Route
 
 from fastapi_http_client.client import AsyncHTTPClient
 from fastapi_http_client.config import ClientConfig
-from fastapi_http_client.dependency import ClientDependency, http_client
+from fastapi_http_client.edge.dependency import ClientDependency, http_client
+from fastapi_http_client.edge.registry import HTTPClients
+from fastapi_http_client.edge.routes import STATE_KEY, client_references
 from fastapi_http_client.errors import ConfigurationError
-from fastapi_http_client.registry import HTTPClients
-from fastapi_http_client.routes import STATE_KEY, client_references
 from tests.servers import serve
 
 GitHub = Annotated[AsyncHTTPClient, Depends(http_client("github"))]

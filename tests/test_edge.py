@@ -21,11 +21,10 @@ from starlette.routing import Router
 from starlette.testclient import TestClient
 
 from fastapi_http_client import AsyncHTTPClient, ClientConfig, HTTPClients, http_client
-from fastapi_http_client.asgi import cancel_on_disconnect
 from fastapi_http_client.context import current_context, get_request_id
-from fastapi_http_client.edge import install
+from fastapi_http_client.edge.asgi import cancel_on_disconnect
+from fastapi_http_client.edge.routes import STATE_KEY
 from fastapi_http_client.errors import ConfigurationError, HTTPClientError, HTTPRequestError
-from fastapi_http_client.registry import STATE_KEY
 from tests.servers import serve
 
 ID = {"X-Request-ID": "order-42"}
@@ -34,7 +33,7 @@ Up = Annotated[AsyncHTTPClient, Depends(http_client("up"))]
 
 def make_app(**options):
     app = FastAPI(**options.pop("fastapi", {}))
-    install(app, HTTPClients(), **options)
+    HTTPClients().install(app, **options)
 
     @app.get("/")
     async def route():
@@ -104,7 +103,7 @@ def test_a_handler_of_the_user_for_unhandled_errors_knows_the_id(key):
 
 def test_a_starlette_app_will_do():
     app = Starlette()
-    install(app, HTTPClients())
+    HTTPClients().install(app)
     assert ask(app).headers["x-request-id"] == "order-42"
 
 
@@ -115,7 +114,7 @@ def test_problem_responses_can_be_left_out():
 
 def test_client_names_can_be_shown():
     app = FastAPI()
-    install(app, HTTPClients(), expose_client_names=True)
+    HTTPClients().install(app, expose_client_names=True)
 
     @app.get("/")
     async def route():
@@ -134,7 +133,7 @@ def test_the_users_own_handler_wins_whether_it_came_before_or_after(before):
     app = FastAPI()
     if before:
         app.add_exception_handler(HTTPClientError, handle)
-    install(app, HTTPClients())
+    HTTPClients().install(app)
     if not before:
         app.add_exception_handler(HTTPClientError, handle)
 
@@ -147,7 +146,7 @@ def test_the_users_own_handler_wins_whether_it_came_before_or_after(before):
 
 def test_the_registry_is_on_the_apps_state():
     app, clients = FastAPI(), HTTPClients()
-    install(app, clients)
+    clients.install(app)
     assert getattr(app.state, STATE_KEY) is clients
 
 
@@ -155,7 +154,7 @@ def test_an_app_that_has_started_is_refused():
     app = FastAPI()
     TestClient(app).get("/")
     with pytest.raises(ConfigurationError, match=r"^app: has started already"):
-        install(app, HTTPClients())
+        HTTPClients().install(app)
 
 
 @pytest.mark.parametrize(
@@ -169,19 +168,19 @@ def test_an_app_that_has_started_is_refused():
 def test_bad_arguments_are_refused_at_once_and_change_nothing(arguments, name):
     app = FastAPI()
     with pytest.raises(ConfigurationError, match=f"^{name}: "):
-        install(app, HTTPClients(), **arguments)
+        HTTPClients().install(app, **arguments)
     assert HTTPClientError not in app.exception_handlers
     assert "x-request-id" not in ask(app).headers
 
 
 def test_anything_but_an_app_is_refused():
     with pytest.raises(ConfigurationError, match=r"^app: must be a FastAPI or Starlette application, not Router"):
-        install(Router(), HTTPClients())
+        HTTPClients().install(Router())
 
 
 def test_installing_twice_is_as_good_as_once():
     app = make_app(request_timeout=60)
-    install(app, HTTPClients(), request_timeout=5)
+    HTTPClients().install(app, request_timeout=5)
     seen = []
 
     @app.get("/left")
@@ -197,7 +196,7 @@ def test_installing_twice_is_as_good_as_once():
 def test_a_mounted_app_has_handlers_and_settings_of_its_own():
     seen = []
     sub = FastAPI()
-    install(sub, HTTPClients(), request_timeout=1)
+    HTTPClients().install(sub, request_timeout=1)
 
     @sub.get("/left")
     async def left():
@@ -242,13 +241,13 @@ def test_it_works_around_a_stack_that_an_instrumentor_has_changed_before():
     app = FastAPI()
     build = app.build_middleware_stack
     app.build_middleware_stack = lambda: Outermost(build())
-    install(app, HTTPClients())
+    HTTPClients().install(app)
     assert ask(app).headers["x-request-id"] == "order-42"
 
 
 def test_websocket_routes_get_their_client_and_their_problem():
     app = FastAPI()
-    install(app, HTTPClients())
+    HTTPClients().install(app)
 
     @app.websocket("/ws")
     async def route(connection: WebSocket):
@@ -296,7 +295,7 @@ class Around(BaseHTTPMiddleware):
 def make_service(base_url, *, around=False, config=None, **options):
     clients = HTTPClients({"up": ClientConfig(**{"base_url": base_url, "retry_attempts": 1, **(config or {})})})
     app = FastAPI(lifespan=clients.lifespan)
-    install(app, clients, **options)
+    clients.install(app, **options)
     if around:
         app.add_middleware(Around)
     app.state.results = []

@@ -10,12 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
+from fastapi_http_client.client import AsyncHTTPClient
 from fastapi_http_client.config import APIKeyConfig, BasicConfig, BearerConfig, ClientConfig, OAuth2Config
-from fastapi_http_client.explain import longest_call
+from fastapi_http_client.edge.registry import HTTPClients
+from fastapi_http_client.fake_clock import FakeClock
 from fastapi_http_client.middleware import LoggingMiddleware
 from fastapi_http_client.policies.retry import RetryPolicy
 from fastapi_http_client.rate_limiter import TokenBucketRateLimiter
-from fastapi_http_client.registry import HTTPClients
+from fastapi_http_client.settings.explain import longest_call
 
 
 @pytest.fixture(autouse=True)
@@ -191,12 +193,39 @@ def test_a_value_cannot_forge_a_line() -> None:
     ],
 )
 def test_the_longest_call(fields: dict[str, Any], seconds: float) -> None:
-    assert longest_call(ClientConfig(**fields), retry_after=False) == pytest.approx(seconds)
+    assert longest_call(ClientConfig(**fields), asked=False) == pytest.approx(seconds)
 
 
-def test_an_upstream_may_ask_for_longer_delays() -> None:
-    assert longest_call(ClientConfig(), retry_after=True) == 3 * 30 + 2 * 60
-    assert longest_call(ClientConfig(retry_attempts=1), retry_after=True) == 30
+@pytest.mark.parametrize(
+    ("fields", "seconds"),
+    [
+        ({}, 3 * (61 + 30) + 2 * 60),
+        ({"retry_attempts": 1}, 61 + 30),
+        ({"retry_attempts": 1, "retry_jitter": 0, "retry_max_delay": 5}, 5 + 30),
+        ({"retry_attempts": 1, "rate_limit_max_wait": 7}, 7 + 30),
+        ({"retry_attempts": 1, "enable_rate_limiting": True, "rate_limit_max_wait": 7}, 7 + 7 + 7 + 30),
+        ({"total_timeout": 40}, 40),
+    ],
+)
+def test_an_upstream_may_ask_for_longer_delays_and_for_pauses(fields: dict[str, Any], seconds: float) -> None:
+    assert longest_call(ClientConfig(**fields), asked=True) == pytest.approx(seconds)
+
+
+async def test_a_call_that_pauses_for_the_others_and_for_itself_is_no_longer() -> None:
+    clock = FakeClock()
+    config = ClientConfig(retry_attempts=2)
+    answers = iter([429, 503, 200])
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(next(answers), headers={"Retry-After": "60"})
+
+    transport = httpx.MockTransport(answer)
+    async with AsyncHTTPClient("https://a.test", config=config, transport=transport, clock=clock) as client:
+        await client.get("/", retry=False)
+        started = clock.monotonic()
+        assert (await client.get("/")).status_code == 200
+        taken = clock.monotonic() - started
+    assert longest_call(config, asked=False) < taken <= longest_call(config, asked=True)
 
 
 @given(
@@ -214,9 +243,9 @@ def test_no_call_is_longer(attempts: int, factor: float, cap: float, jitter: flo
     taken = attempts + sum(
         policy.delay(number, chance) for number, chance in zip(range(attempts - 1), chances, strict=False)
     )
-    plain = longest_call(config, retry_after=False)
+    plain = longest_call(config, asked=False)
     assert taken <= plain * (1 + 1e-9)
-    assert plain <= longest_call(config, retry_after=True) * (1 + 1e-9)
+    assert plain <= longest_call(config, asked=True) * (1 + 1e-9)
 
 
 @pytest.mark.parametrize(
@@ -226,23 +255,29 @@ def test_no_call_is_longer(attempts: int, factor: float, cap: float, jitter: flo
             {},
             "longest call: 93.3 s (3 attempts of 30 s, the delays between them with all their jitter); "
             "total_timeout is not set\n"
-            "    with Retry-After: 210.0 s (each delay up to retry_max_delay, 60 s)",
+            "    393.0 s with all pauses that the upstream may ask for (retry_max_delay, 60 s)",
         ),
-        ({"retry_attempts": 1}, "longest call: 30.0 s (1 attempt of 30 s); total_timeout is not set"),
+        (
+            {"retry_attempts": 1, "retry_max_delay": 0},
+            "longest call: 30.0 s (1 attempt of 30 s); total_timeout is not set",
+        ),
         (
             {"timeout": 5, "total_timeout": 20},
-            "longest call: 20.0 s (total_timeout 20 s)\n    without it: 18.3 s, with Retry-After 135.0 s "
-            "(3 attempts of 5 s, the delays between them with all their jitter)",
+            "longest call: 20.0 s (total_timeout 20 s)\n    without it: 18.3 s (3 attempts of 5 s, the delays "
+            "between them with all their jitter), 318.0 s with all pauses that the upstream may ask for "
+            "(retry_max_delay, 60 s)",
         ),
         (
             {"retry_attempts": 1, "enable_rate_limiting": True},
             "longest call: unlimited (1 attempt of 30 s, waits for the rate limiter without limit); "
-            "total_timeout is not set",
+            "total_timeout is not set\n"
+            "    unlimited with all pauses that the upstream may ask for (retry_max_delay, 60 s)",
         ),
         (
             {"retry_attempts": 1, "enable_rate_limiting": True, "rate_limit_max_wait": 2, "follow_redirects": True},
             "longest call: 672.0 s (1 attempt of 30 s, 2 s of limiter each, all that on each of 21 hops); "
-            "total_timeout is not set",
+            "total_timeout is not set\n"
+            "    756.0 s with all pauses that the upstream may ask for (retry_max_delay, 60 s)",
         ),
     ],
 )

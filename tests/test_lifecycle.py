@@ -11,13 +11,15 @@ import warnings
 from collections.abc import AsyncIterator
 from typing import Any
 
+import anyio.from_thread
+import anyio.to_thread
 import httpx
 import pytest
 
 from fastapi_http_client.client import AsyncHTTPClient
 from fastapi_http_client.config import ClientConfig
-from fastapi_http_client.errors import AuthenticationError, HTTPClientError, HTTPRequestError
-from fastapi_http_client.lifecycle import Lifecycle, shielded
+from fastapi_http_client.errors import AuthenticationError, HTTPClientError, HTTPRequestError, RetryExhaustedError
+from fastapi_http_client.lifecycle import ClientStateError, Lifecycle, shielded
 from fastapi_http_client.middleware import Middleware
 from fastapi_http_client.models import HTTPRequest, HTTPResponse
 from fastapi_http_client.oauth2 import OAuth2ClientCredentials
@@ -182,6 +184,71 @@ async def test_a_call_that_fails_while_draining_is_not_repeated(upstream: Hostil
         await client.drain(5.0)
         assert (await running).status_code == 503
     assert upstream.key("k")["count"] == 1
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["read", "streamed"])
+async def test_a_call_that_waits_for_its_next_attempt_sends_none_once_draining(
+    upstream: HostileUpstream, streamed: bool
+) -> None:
+    config = ClientConfig(retry_attempts=5, retry_backoff_factor=0.1)
+    async with AsyncHTTPClient(upstream.url(), config=config) as client:
+
+        async def call() -> None:
+            request = client.build_request("GET", "/status/503?key=k")
+            await client.send(request, stream=streamed)
+
+        running = asyncio.ensure_future(call())
+        async with asyncio.timeout(5):
+            while upstream.key("k")["count"] == 0:
+                await asyncio.sleep(0.005)
+        await client.drain(5.0)
+        with pytest.raises(RetryExhaustedError, match="all 1 attempts failed"):
+            await running
+    assert upstream.key("k")["count"] == 1
+    assert client.lifecycle.in_flight == 0
+
+
+async def test_a_sync_route_calls_through_the_loop_of_its_client(upstream: HostileUpstream) -> None:
+    """A route without `async` runs in a thread: `anyio.from_thread` hands the call over; another loop is refused."""
+    async with AsyncHTTPClient(upstream.url()) as client:
+        await client.get("/ok")
+
+        def route() -> tuple[int, str]:
+            status: int = anyio.from_thread.run(client.get, "/ok").status_code
+            with pytest.raises(ClientStateError, match="another event loop") as caught:
+                asyncio.run(client.get("/ok"))
+            return status, str(caught.value)
+
+        statuses = await asyncio.gather(*(anyio.to_thread.run_sync(route) for _ in range(10)))
+        assert {status for status, _ in statuses} == {200}
+
+
+def test_a_forked_process_cannot_use_the_connections_of_its_parent(upstream: HostileUpstream) -> None:
+    program = f"""
+import asyncio, os
+from fastapi_http_client import AsyncHTTPClient, HTTPClientError
+
+async def child(client):
+    try:
+        await client.get("/count/child")
+    except HTTPClientError as error:
+        print(type(error).__name__, "another event loop" in str(error), flush=True)
+
+async def main():
+    async with AsyncHTTPClient({upstream.url()!r}) as client:
+        await client.get("/ok")
+        pid = os.fork()
+        if pid == 0:
+            asyncio.run(child(client))
+            os._exit(0)
+        os.waitpid(pid, 0)
+        print((await client.get("/ok")).status_code)
+
+asyncio.run(main())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "ClientStateError True\n200\n", done.stderr
+    assert "child" not in upstream.stats()["keys"]
 
 
 async def test_two_who_drain_are_both_told(upstream: HostileUpstream) -> None:
@@ -349,6 +416,7 @@ import asyncio
 from fastapi_http_client import AsyncHTTPClient
 
 async def main():
+    asyncio.get_running_loop().slow_callback_duration = 60  # which a busy machine would be told of
     async with AsyncHTTPClient({upstream.url()!r}) as client:
         async with client.stream("GET", "/large?bytes=1000000") as response:
             async for _ in response.aiter_bytes():

@@ -287,7 +287,8 @@ async def test_callers_whose_time_is_over_do_not_take_the_fetch_with_them() -> N
 async def test_waiters_share_a_failure_each_in_an_error_of_its_own() -> None:
     service = Service(*[httpx.Response(400, json={"error": "invalid_scope"})] * 1)
     service.gate.clear()
-    client = client_of(service)
+    clock = FakeClock()
+    client = client_of(service, clock=clock)
     calls = [asyncio.create_task(client.get(f"/{n}")) for n in range(10)]
     await until_asked(service)
     service.gate.set()
@@ -297,7 +298,37 @@ async def test_waiters_share_a_failure_each_in_an_error_of_its_own() -> None:
     assert {error.request.url.path for error in errors} == {f"/{n}" for n in range(10)}  # type: ignore[union-attr]
     assert len(service.asked) == 1
     assert service.calls == []
+    clock.advance(1.0)
     assert (await client.get("/")).status_code == 200  # the next one asks again
+
+
+async def test_an_endpoint_that_is_away_is_asked_once_a_second_whatever_the_load() -> None:
+    service = Service(*[httpx.Response(401, json={"error": "invalid_client"})] * 1000)
+    clock = FakeClock(autojump=False)
+    client = client_of(service, clock=clock)
+    for _ in range(30):
+        for _ in range(20):
+            with pytest.raises(AuthenticationError, match="invalid_client"):
+                await client.get("/")
+        clock.advance(1.0)
+    assert len(service.asked) == 30
+    service.failures.clear()
+    assert (await client.get("/")).status_code == 200
+
+
+async def test_a_renewal_that_fails_is_tried_once_a_second_while_the_token_lives() -> None:
+    service = Service(expires_in=100)
+    clock = FakeClock(autojump=False)
+    client = client_of(service, clock=clock)
+    await client.get("/")
+    service.failures = [httpx.Response(400)] * 1000
+    clock.advance(92.0)
+    for _ in range(5):
+        for _ in range(20):
+            assert (await client.get("/")).status_code == 200
+            await settle()
+        clock.advance(1.0)
+    assert len(service.asked) == 6
 
 
 async def test_a_fetch_ends_with_its_client() -> None:
@@ -599,10 +630,12 @@ async def test_any_other_type_is_refused(kind: Any) -> None:
 
 async def test_a_token_that_could_not_be_had_is_no_failure_of_the_upstream_and_not_retried() -> None:
     service = Service(*[httpx.Response(400)] * 3)
-    client = client_of(service, enable_circuit_breaker=True, circuit_breaker_failure_threshold=1)
+    clock = FakeClock()
+    client = client_of(service, clock=clock, enable_circuit_breaker=True, circuit_breaker_failure_threshold=1)
     for _ in range(3):
         with pytest.raises(AuthenticationError):
             await client.get("/")
+        clock.advance(1.0)
     assert len(service.asked) == 3
     assert (await client.get("/")).status_code == 200
 

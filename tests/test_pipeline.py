@@ -323,3 +323,53 @@ async def test_what_an_auth_flow_raises_reaches_the_caller(upstream: HostileUpst
                 async with client.stream("GET", "/large"):
                     pass
         assert (await client.get("/ok", auth=None)).status_code == 200
+
+
+async def test_a_jump_of_the_time_of_day_changes_nothing() -> None:
+    """Summer time, NTP, or an administrator: durations, deadlines and expiries know nothing of it."""
+
+    class Jumping(FakeClock):
+        jump = 0.0
+
+        def wall(self) -> float:
+            return super().wall() + self.jump
+
+    for jump in (3600.0, -3600.0):
+        clock = Jumping(autojump=False)
+        breaker = CircuitBreaker(failure_threshold=1, recovery_timeout=60.0)
+        limiter = TokenBucketRateLimiter(rate=1.0, burst=2)
+        tokens = 0
+
+        def answer(request: httpx.Request) -> httpx.Response:
+            nonlocal tokens
+            if request.url.path == "/token":
+                tokens += 1
+                return httpx.Response(200, json={"access_token": "t", "token_type": "Bearer", "expires_in": 600})
+            return httpx.Response(500 if request.url.path == "/broken" else 200)
+
+        client = AsyncHTTPClient(
+            "https://api.example.com",
+            transport=httpx.MockTransport(answer),
+            auth=OAuth2ClientCredentials("https://api.example.com/token", "id", "secret"),
+            config=ClientConfig(retry_attempts=1, rate_limit_max_wait=0.5),
+            circuit_breaker=breaker,
+            rate_limiter=limiter,
+            clock=clock,
+        )
+        await client.get("/")
+        clock.jump = jump
+        await client.get("/", total_timeout=1.0)
+        with pytest.raises(RateLimitError) as refused:  # the bucket is as empty as it was
+            await client.get("/")
+        assert refused.value.retry_after == pytest.approx(1.0)
+        clock.advance(1.0)
+        await client.get("/broken")
+        clock.jump = -jump
+        clock.advance(59.0)
+        with pytest.raises(CircuitBreakerOpenError) as open_still:
+            await client.get("/")
+        assert open_still.value.recovery_timeout == pytest.approx(1.0)
+        clock.advance(1.0)
+        assert (await client.get("/")).status_code == 200
+        assert tokens == 1
+        assert breaker.state is CircuitState.CLOSED

@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 from fastapi_http_client.context import request_context
+from fastapi_http_client.edge.problems import MEDIA_TYPE, ProblemResponses, http_client_responses
 from fastapi_http_client.errors import (
     AuthenticationError,
     CircuitBreakerOpenError,
@@ -24,7 +25,6 @@ from fastapi_http_client.errors import (
     RateLimitError,
     RetryExhaustedError,
 )
-from fastapi_http_client.problems import MEDIA_TYPE, ProblemResponses, http_client_responses
 
 URN = "urn:fastapi-http-client:problem:"
 CANARY = "S3CR3T-upstream.internal"

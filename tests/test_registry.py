@@ -20,11 +20,11 @@ from starlette.requests import Request
 from fastapi_http_client.auth import BasicAuth
 from fastapi_http_client.client import AsyncHTTPClient
 from fastapi_http_client.config import ClientConfig
+from fastapi_http_client.edge.registry import HTTPClients
+from fastapi_http_client.edge.routes import STATE_KEY
 from fastapi_http_client.errors import ConfigurationError, HTTPRequestError
 from fastapi_http_client.middleware import Middleware
 from fastapi_http_client.rate_limiter import TokenBucketRateLimiter
-from fastapi_http_client.registry import HTTPClients
-from fastapi_http_client.routes import STATE_KEY
 from tests.servers import serve
 
 

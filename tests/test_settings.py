@@ -16,11 +16,12 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from fastapi_http_client import settings as settings_module
 from fastapi_http_client.config import BearerConfig, ClientConfig, OAuth2Config
 from fastapi_http_client.errors import ConfigurationError, Problem
-from fastapi_http_client.settings import Settings, code_section, fields_set, load_settings, located, merge, warn_about
-from fastapi_http_client.variables import (
+from fastapi_http_client.settings import load as settings_module
+from fastapi_http_client.settings.load import Settings, load_settings, located
+from fastapi_http_client.settings.sections import code_section, fields_set, merge
+from fastapi_http_client.settings.variables import (
     OPTIONS,
     checked_prefix,
     client_name,
@@ -409,7 +410,7 @@ def test_importing_the_package_reads_nothing() -> None:
         "    def items(self): raise AssertionError('all variables were read')\n"
         "    def seen(self, key): assert 'HTTP_CLIENT' not in str(key).upper(), key\n"
         "os.environ = Closed(os.environ)\n"
-        "from fastapi_http_client.registry import HTTPClients\n"
+        "from fastapi_http_client.edge.registry import HTTPClients\n"
         "HTTPClients(env_file='/nowhere', secrets_dir='/nowhere')\n"
     )
     environment = {**os.environ, "HTTP_CLIENT__A__TIMEOUT": "abc"}
@@ -589,6 +590,23 @@ def test_options_that_contradict_each_other_are_all_named(load: Load) -> None:
     ]
 
 
+def test_a_contradiction_with_the_default_section_says_how_to_leave_the_others_alone(load: Load) -> None:
+    variables = {"HTTP_CLIENT__DEFAULT__TOTAL_TIMEOUT": "20", "HTTP_CLIENT__A__TIMEOUT": "60"}
+    assert problems(load(variables)) == [
+        "HTTP_CLIENT__A__TIMEOUT, HTTP_CLIENT__DEFAULT__TOTAL_TIMEOUT: timeout (60) is above total_timeout (20); "
+        "for this client alone, set HTTP_CLIENT__A__TOTAL_TIMEOUT"
+    ]
+    whole = {"http-client--default": '{"total_timeout": 20}'}
+    assert problems(load(whole, {"a": {"timeout": 60.0}})) == [
+        'clients["a"].timeout, http-client--default, key total_timeout: timeout (60) is above total_timeout (20); '
+        "for this client alone, set HTTP_CLIENT__A__TOTAL_TIMEOUT"
+    ]
+    both = {"HTTP_CLIENT__DEFAULT__TOTAL_TIMEOUT": "20", "HTTP_CLIENT__DEFAULT__TIMEOUT": "60"}
+    assert problems(load({**both, "HTTP_CLIENT__A__HTTP2": "off"})) == [
+        "HTTP_CLIENT__DEFAULT__TIMEOUT, HTTP_CLIENT__DEFAULT__TOTAL_TIMEOUT: timeout (60) is above total_timeout (20)"
+    ]
+
+
 def test_a_default_that_was_not_set_gives_way(load: Load) -> None:
     settings = load({"HTTP_CLIENT__A__TOTAL_TIMEOUT": "10"}, {"a": fields_set(ClientConfig(connect_timeout=2))})
     assert config(settings, "a").timeout == 10.0
@@ -628,7 +646,7 @@ def test_http2_with_its_extra_is_no_problem(load: Load) -> None:
 def test_verification_that_is_off_is_warned_about(load: Load, caplog: pytest.LogCaptureFixture) -> None:
     settings = load({"HTTP_CLIENT__A__VERIFY_SSL": "off", "HTTP_CLIENT__B__TIMEOUT": "5"})
     with caplog.at_level(logging.WARNING):
-        warn_about(settings)
+        settings.warn()
     assert [(record.name, record.levelname, record.getMessage()) for record in caplog.records] == [
         (
             "fastapi_http_client.settings",

@@ -11,9 +11,9 @@ import pytest
 
 from fastapi_http_client import AsyncHTTPClient, ClientConfig, HTTPResponse, transport
 from fastapi_http_client.auth import APIKeyAuth, BearerAuth
+from fastapi_http_client.edge.registry import HTTPClients
 from fastapi_http_client.errors import HTTPRequestError, RetryExhaustedError
 from fastapi_http_client.oauth2 import OAuth2ClientCredentials
-from fastapi_http_client.registry import HTTPClients
 from fastapi_http_client.testing import FakeClock, MockNetwork, MockResponse
 
 

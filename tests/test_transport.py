@@ -158,6 +158,31 @@ async def test_connecting_has_a_limit_of_its_own(upstream: HostileUpstream, list
         assert not caught.value.may_have_run
 
 
+async def test_a_slow_resolver_is_ended_by_the_limit_for_connecting(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(*_: Any, **__: Any) -> Any:
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", never, raising=False)
+    config = ClientConfig(connect_timeout=0.1, timeout=10.0, retry_attempts=1)
+    async with nothing_left(), AsyncHTTPClient("http://slow.test", config=config) as client:
+        started = time.monotonic()
+        with pytest.raises(HTTPTimeoutError) as caught:
+            await client.post("/", content=b"x")
+        assert time.monotonic() - started < 0.2 + NOISE
+        assert caught.value.phase == "connect"
+        assert not caught.value.may_have_run
+
+
+async def test_a_body_without_a_length_ends_with_the_connection(upstream: HostileUpstream) -> None:
+    """That it may be cut off cannot be told from that it is whole: no header says how long it is."""
+    async with nothing_left(upstream), a_client(upstream) as client:
+        response = await client.get("/no-length")
+        assert response.content
+        assert not {"content-length", "transfer-encoding"} & response.headers.keys()
+        with pytest.raises(HTTPRequestError, match="ReadError"):
+            await client.get("/no-length?reset=1")
+
+
 @pytest.mark.parametrize("total_timeout", [None, 0.25], ids=["attempt", "total"])
 async def test_a_limit_that_strikes_while_connecting_says_that_nothing_was_sent(
     upstream: HostileUpstream, total_timeout: float | None
@@ -401,6 +426,22 @@ async def test_a_ca_file_makes_its_authority_known(tls_upstream: HostileUpstream
     config = ClientConfig(ca_file=tls_upstream.certs["ca.pem"])
     async with AsyncHTTPClient(tls_upstream.url("", "tls"), config=config) as client:
         assert (await client.get("/ok")).status_code == 200
+
+
+async def test_an_authority_of_the_environment_counts_only_when_it_is_trusted(
+    tls_upstream: HostileUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(tls_upstream.certs["ca.pem"]))
+    for trust_env in (False, True):
+        transport._ssl_context.cache_clear()
+        config = ClientConfig(retry_attempts=1, trust_env=trust_env)
+        async with AsyncHTTPClient(tls_upstream.url("", "tls"), config=config) as client:
+            if trust_env:
+                assert (await client.get("/ok")).status_code == 200
+            else:
+                with pytest.raises(HTTPRequestError, match="CERTIFICATE_VERIFY_FAILED"):
+                    await client.get("/ok")
+    transport._ssl_context.cache_clear()
 
 
 async def test_verification_can_be_switched_off(tls_upstream: HostileUpstream) -> None:

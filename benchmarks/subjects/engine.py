@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import httpx
 
 from benchmarks.subjects import Call, Target
-from fastapi_http_client.engine import AsyncioTransport
+from fastapi_http_client.engine.transport import AsyncioTransport
 
 
 def _transport(target: Target) -> AsyncioTransport:

@@ -4,7 +4,3 @@ Read it from the top: `transport` (httpx's requests and responses) uses `request
 handed back), `pool` (which connection, and when) with `connect` and `sweeper`, and `connection` (the socket and the
 exchange on it) with `parser`. `errors` says what an error tells.
 """
-
-from fastapi_http_client.engine.transport import AsyncioTransport
-
-__all__ = ["AsyncioTransport"]

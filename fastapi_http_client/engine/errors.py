@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import httpx
 
 E = TypeVar("E", bound=BaseException)
 
 
-@dataclass(frozen=True, slots=True)
-class ExchangeFacts:
+class ExchangeFacts(NamedTuple):
     """How far the exchange had come when it failed.
 
     A failure on a reused connection before any byte of a response is most likely the keep-alive race: the server

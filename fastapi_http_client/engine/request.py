@@ -15,10 +15,14 @@ PIECE_SIZE = 256 * 1024
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _TARGET = re.compile(rb"[\x21-\x7e\x80-\xff]+")
 _LEGAL_IN_HEAD = bytes([*b"\r\n\t", *range(0x20, 0x7F), *range(0x80, 0x100)])
+_LEGAL_IN_VALUE = _LEGAL_IN_HEAD.translate(None, b"\r\n")
 _FRAMING_NAMES = frozenset({b"host", b"content-length", b"transfer-encoding", b"connection"})
 _MAX_KNOWN = 1024
 
 _ORDINARY = b""
+
+_ILLEGAL_BYTE = "a header of the request holds an illegal byte (such as CR, LF or NUL)"
+_TWO_FRAMINGS = "a request must not have both Content-Length and Transfer-Encoding"
 
 
 class OutgoingRequest:
@@ -117,7 +121,7 @@ def encode(
     if hosts != 1:
         raise httpx.LocalProtocolError("a request must have exactly one Host header")
     if chunked and length is not None:
-        raise httpx.LocalProtocolError("a request must not have both Content-Length and Transfer-Encoding")
+        raise httpx.LocalProtocolError(_TWO_FRAMINGS)
     lines.append(b"\r\n")
     head = b"\r\n".join(lines)
     _check_bytes(head, len(lines))
@@ -137,6 +141,17 @@ def encode(
     if not isinstance(stream, httpx.AsyncByteStream):
         raise RuntimeError("a request with a synchronous body cannot be sent by an asynchronous client")
     return OutgoingRequest(head, b"", stream, chunked=chunked, length=length or 0, last=last, head_only=head_only)
+
+
+def check_headers(headers: Iterable[tuple[bytes, bytes]]) -> None:
+    """What `encode()` refuses of headers alone, for a transport with a writer of its own that is less strict."""
+    roles = set()
+    for name, value in headers:
+        roles.add(_known_names.get(name) or _learn_name(name))
+        if value.translate(None, _LEGAL_IN_VALUE):
+            raise httpx.LocalProtocolError(_ILLEGAL_BYTE)
+    if {b"content-length", b"transfer-encoding"} <= roles:
+        raise httpx.LocalProtocolError(_TWO_FRAMINGS)
 
 
 class HeaderLines:
@@ -180,7 +195,7 @@ def _request_line(method: str, target: bytes) -> bytes:
 def _check_bytes(head: bytes, lines: int) -> None:
     """Whether so many lines hold nothing that could be taken for the end of one of them."""
     if head.count(b"\n") != lines or head.count(b"\r") != lines or head.translate(None, _LEGAL_IN_HEAD):
-        raise httpx.LocalProtocolError("a header of the request holds an illegal byte (such as CR, LF or NUL)")
+        raise httpx.LocalProtocolError(_ILLEGAL_BYTE)
 
 
 # Names and methods that have been checked once: few, and nearly always the same ones.

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import secrets
 from collections.abc import Coroutine
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 from fastapi_http_client.circuit_breaker import CircuitBreaker, StateChange
 from fastapi_http_client.errors import CircuitBreakerOpenError
 from fastapi_http_client.fleet.link import Link, StoreUnavailableError
 from fastapi_http_client.policies.circuit_breaker import RESOLUTION, CircuitState, Outcome, Ticket
-from fastapi_http_client.stores.base import FAILURE, IGNORED, SUCCESS, CircuitRules, CircuitView
+from fastapi_http_client.stores.base import FAILURE, IGNORED, SUCCESS, CircuitView
 
 FRESH = 0.05  # seconds; the longest that a process goes on with what it last heard
 MOST_OUTCOMES = 500  # told at once, whatever the time
@@ -21,11 +22,14 @@ MOST_OUTCOMES = 500  # told at once, whatever the time
 _LETTERS = {Outcome.SUCCESS: SUCCESS, Outcome.FAILURE: FAILURE, Outcome.IGNORED: IGNORED}
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class SharedTicket(Ticket):
     """A ticket of the store's. `expires` is by this process's clock."""
 
-    probe: str = ""
+    __slots__ = ("probe",)
+
+    def __init__(self, epoch: int, expires: float = math.inf, probe: str = "") -> None:
+        super().__init__(epoch, expires)
+        self.probe = probe
 
 
 class FleetCircuitBreaker(CircuitBreaker):
@@ -36,8 +40,11 @@ class FleetCircuitBreaker(CircuitBreaker):
     are told at once, and the next call of the process waits for the answer; successes are told within 25 ms. A probe is
     admitted by the store alone, under a lease of its own.
 
-    While the store is away the circuit of this process decides; it begins as the fleet's was.
+    While the store is away the circuit of this process decides; it begins as the fleet's was. The settings are those of
+    `CircuitBreaker`.
     """
+
+    is_shared = True
 
     __slots__ = (
         "_asking",
@@ -56,35 +63,12 @@ class FleetCircuitBreaker(CircuitBreaker):
         "_view",
     )
 
-    def __init__(
-        self,
-        failure_threshold: int = 5,
-        recovery_timeout: float = 60.0,
-        half_open_max_calls: int = 1,
-        *,
-        failure_rate: float | None = None,
-        window: float = 30.0,
-        minimum_calls: int = 10,
-        name: str,
-        link: Link,
-    ) -> None:
+    def __init__(self, *settings: Any, name: str, link: Link, **more: Any) -> None:
         self._shown = CircuitState.CLOSED
-        super().__init__(
-            failure_threshold,
-            recovery_timeout,
-            half_open_max_calls,
-            failure_rate=failure_rate,
-            window=window,
-            minimum_calls=minimum_calls,
-            name=name,
-        )
-        self._rules = CircuitRules(
-            failure_threshold=failure_threshold,
-            recovery_timeout=max(round(recovery_timeout * 1e6), 1),
-            half_open_max_calls=half_open_max_calls,
-            failure_rate=failure_rate,
-            window=max(round(window * 1e5), 1) * 10,
-            minimum_calls=minimum_calls,
+        super().__init__(*settings, **more, name=name)
+        alone = self._circuit.rules
+        self._rules = alone._replace(
+            recovery_timeout=max(round(alone.recovery_timeout * 1e6), 1), window=max(round(alone.window * 1e5), 1) * 10
         )
         self._store_name = name
         self._link = link
@@ -248,7 +232,7 @@ class FleetCircuitBreaker(CircuitBreaker):
         if self._view is not None:
             now = self._clock.monotonic()
             self._view = replace(self._view, state=CircuitState(state))
-            self._recovers_at = now + self._recovery_timeout
+            self._recovers_at = now + self.recovery_timeout
             self._tell(self._shown, now)
         self._settle(self._link.store.force(self._store_name, self._rules, state))
 

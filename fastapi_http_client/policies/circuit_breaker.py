@@ -12,8 +12,8 @@ that ends by itself: a probe that hangs, or whose caller is gone, cannot keep th
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from enum import Enum, StrEnum, auto
+from typing import NamedTuple
 
 RESOLUTION = 0.002
 """Seconds that a timer may end early (under uvloop): whoever slept as long as it was told shall not be refused."""
@@ -34,71 +34,69 @@ class Outcome(Enum):
     """It says nothing: cancelled, refused by ourselves, a 429."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Ticket:
     """The right to make one call, to be handed back with its outcome."""
 
-    epoch: int
-    expires: float = math.inf  # the end of a probe's lease
+    __slots__ = ("epoch", "expires")
+
+    def __init__(self, epoch: int, expires: float = math.inf) -> None:
+        self.epoch = epoch
+        self.expires = expires  # the end of a probe's lease
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(NamedTuple):
     """No call now. `seconds`, always above 0, is the time until the next probe can be admitted."""
 
     seconds: float
 
 
-class Circuit:
-    """The state machine. Every `now` is a monotonic time in seconds; memory is bounded by the number of probes.
+class CircuitRules(NamedTuple):
+    """When a circuit opens, and how it comes back.
 
     `failure_rate` (a share of the calls) opens the circuit as well once at least `minimum_calls` ended within the last
-    `window` seconds; None leaves it to failures in a row.
+    `window`; None leaves it to failures in a row. Times are in seconds here, in a store in whole microseconds.
+    """
+
+    failure_threshold: int
+    recovery_timeout: float
+    half_open_max_calls: int
+    failure_rate: float | None
+    window: float
+    minimum_calls: int
+
+
+class Circuit:
+    """The state machine. Every `now` is a monotonic time in the unit of the rules; memory is bounded by the probes.
+
+    `state` is the one that the last decision left behind, `epoch` the number of the changes of state so far, and
+    `recovers_at` the time from which an open circuit admits its first probe.
     """
 
     __slots__ = (
-        "_epoch",
-        "_failure_rate",
-        "_failure_threshold",
         "_failures_in_a_row",
-        "_half_open_max_calls",
-        "_minimum_calls",
         "_probes",
-        "_recovers_at",
-        "_recovery_timeout",
         "_resolution",
         "_ticket",
         "_window",
+        "epoch",
+        "recovers_at",
+        "rules",
         "state",
     )
 
-    def __init__(
-        self,
-        *,
-        failure_threshold: int,
-        recovery_timeout: float,
-        half_open_max_calls: int,
-        failure_rate: float | None,
-        window: float,
-        minimum_calls: int,
-        resolution: float = RESOLUTION,
-    ) -> None:
+    def __init__(self, rules: CircuitRules, *, resolution: float = RESOLUTION) -> None:
+        self.rules = rules
         self._resolution = resolution
-        self._failure_threshold = failure_threshold
-        self._recovery_timeout = recovery_timeout
-        self._half_open_max_calls = half_open_max_calls
-        self._failure_rate = failure_rate
-        self._minimum_calls = minimum_calls
-        self._window = SlidingWindow(window)
+        self.epoch = 0
+        self.recovers_at = 0.0
+        self._window = SlidingWindow(rules.window)
         self._probes: set[Ticket] = set()
-        self._recovers_at = 0.0
-        self._epoch = 0
         self._failures_in_a_row = 0
         self._enter(CircuitState.CLOSED)
 
     def state_at(self, now: float) -> CircuitState:
-        """The state that a call would find. `state` is the one that the last decision left behind."""
-        if self.state is CircuitState.OPEN and self._recovers_at - now <= self._resolution:
+        """The state that a call would find."""
+        if self.state is CircuitState.OPEN and self.recovers_at - now <= self._resolution:
             return CircuitState.HALF_OPEN
         return self.state
 
@@ -115,24 +113,24 @@ class Circuit:
         if self.state is CircuitState.CLOSED:
             return self._ticket
         if self.state is CircuitState.OPEN:
-            wait = self._recovers_at - now
+            wait = self.recovers_at - now
             if wait > self._resolution:
                 return Refusal(wait)
             self._enter(CircuitState.HALF_OPEN)
         return self._admit_probe(now, lease)
 
     def _admit_probe(self, now: float, lease: float) -> Ticket | Refusal:
-        if len(self._probes) >= self._half_open_max_calls:
+        if len(self._probes) >= self.rules.half_open_max_calls:
             self._probes = {probe for probe in self._probes if self._is_live(probe, now)}
-            if len(self._probes) >= self._half_open_max_calls:
+            if len(self._probes) >= self.rules.half_open_max_calls:
                 return Refusal(min(probe.expires for probe in self._probes) - now)
-        ticket = Ticket(self._epoch, now + lease)
+        ticket = Ticket(self.epoch, now + lease)
         self._probes.add(ticket)
         return ticket
 
     def record(self, ticket: Ticket, outcome: Outcome, now: float) -> None:
         """Takes a ticket back. It counts once, and only in its own epoch and within its lease."""
-        if ticket.epoch != self._epoch:
+        if ticket.epoch != self.epoch:
             return
         if self.state is CircuitState.CLOSED:
             if outcome is not Outcome.IGNORED:
@@ -148,17 +146,17 @@ class Circuit:
 
     def _count(self, failed: bool, now: float) -> None:
         self._failures_in_a_row = self._failures_in_a_row + 1 if failed else 0
-        if self._failures_in_a_row >= self._failure_threshold:
+        if self._failures_in_a_row >= self.rules.failure_threshold:
             self.trip(now)
-        elif self._failure_rate is not None:
+        elif self.rules.failure_rate is not None:
             self._window.add(failed, now)
             calls, failures = self._window.calls, self._window.failures
-            if calls >= self._minimum_calls and failures / calls >= self._failure_rate:
+            if calls >= self.rules.minimum_calls and failures / calls >= self.rules.failure_rate:
                 self.trip(now)
 
     def trip(self, now: float) -> None:
         """Opens the circuit, or keeps it open for another `recovery_timeout` from now."""
-        self._recovers_at = now + self._recovery_timeout
+        self.recovers_at = now + self.rules.recovery_timeout
         self._enter(CircuitState.OPEN)
 
     def reset(self, now: float) -> None:
@@ -167,8 +165,8 @@ class Circuit:
 
     def _enter(self, state: CircuitState) -> None:
         self.state = state
-        self._epoch += 1
-        self._ticket = Ticket(self._epoch)
+        self.epoch += 1
+        self._ticket = Ticket(self.epoch)
         self._failures_in_a_row = 0
         self._probes.clear()
         self._window.clear()

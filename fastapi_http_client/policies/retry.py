@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import email.utils
 import sys
-from dataclasses import dataclass
 from datetime import UTC
 from enum import Enum, auto
+from typing import NamedTuple
 
 from fastapi_http_client.config import ClientConfig
 
@@ -29,8 +29,7 @@ class Exposure(Enum):
     """An answer, or a fault of our own, that repeating cannot change."""
 
 
-@dataclass(frozen=True, slots=True)
-class RetryPolicy:
+class RetryPolicy(NamedTuple):
     """The retry options of one client."""
 
     attempts: int

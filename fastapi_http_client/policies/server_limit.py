@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from fastapi_http_client.policies.retry import parse_retry_after
 
 _BUSY = frozenset({429, 503})
-_COUNT = re.compile(r"[0-9]{1,12}")
-_DECIMAL = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,9})?")
-_ITEM = re.compile(r'\s*(?:"[^"]*"|[A-Za-z*][\w*.\-]*)((?:\s*;\s*[a-z*][a-z0-9_\-*.]*=[^;,]+)+)\s*')
+_COUNT = r"[0-9]{1,12}"
+_DECIMAL = r"[0-9]{1,12}(?:\.[0-9]{1,9})?"
+_ITEM = r'\s*(?:"[^"]*"|[A-Za-z*][\w*.\-]*)((?:\s*;\s*[a-z*][a-z0-9_\-*.]*=[^;,]+)+)\s*'
 _UNIX_TIME = 1_000_000_000  # no reset is 30 years away: from here on it is a date
 
 
@@ -36,7 +36,7 @@ def asked_pause(status: int, headers: Mapping[str, str], wall: float) -> float |
 
 
 def _reset(value: str, wall: float) -> float | None:
-    if not _DECIMAL.fullmatch(value):
+    if not re.fullmatch(_DECIMAL, value):
         return None
     seconds = float(value)
     return max(0.0, seconds - wall) if seconds >= _UNIX_TIME else seconds
@@ -46,14 +46,14 @@ def _structured(value: str) -> float | None:
     """The longest wait of the policies that have nothing left: `"burst";r=0;t=30, "daily";r=900;t=3600`."""
     longest: float | None = None
     for item in value.split(","):
-        match = _ITEM.fullmatch(item)
+        match = re.fullmatch(_ITEM, item)
         if match is None:
             return None
         pairs = (parameter.split("=", 1) for parameter in match.group(1).split(";") if parameter.strip())
         parameters = {name.strip(): text.strip() for name, text in pairs}
         remaining, reset = parameters.get("r", ""), parameters.get("t", "")
-        if not _COUNT.fullmatch(remaining):
+        if not re.fullmatch(_COUNT, remaining):
             return None
-        if int(remaining) == 0 and _COUNT.fullmatch(reset):
+        if int(remaining) == 0 and re.fullmatch(_COUNT, reset):
             longest = max(longest or 0.0, float(reset))
     return longest

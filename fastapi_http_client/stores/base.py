@@ -10,23 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from fastapi_http_client.policies.circuit_breaker import CircuitState
+from fastapi_http_client.policies.circuit_breaker import CircuitRules, CircuitState
 from fastapi_http_client.policies.shared_bucket import Grant, Limit
 
 SUCCESS, FAILURE, IGNORED = "S", "F", "I"
 """The outcomes of calls as a text, one letter each, in order: how a batch of them travels."""
-
-
-@dataclass(frozen=True, slots=True)
-class CircuitRules:
-    """The settings of a circuit. Times in µs; `window` is a multiple of ten."""
-
-    failure_threshold: int
-    recovery_timeout: int
-    half_open_max_calls: int
-    failure_rate: float | None
-    window: int
-    minimum_calls: int
 
 
 @dataclass(frozen=True, slots=True)

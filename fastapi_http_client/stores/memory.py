@@ -5,13 +5,21 @@ Several registries of one process can share limits, circuits and tokens through 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from fastapi_http_client.clock import SYSTEM_CLOCK, Clock
-from fastapi_http_client.policies.circuit_breaker import RESOLUTION, Circuit, CircuitState, Outcome, Refusal, Ticket
+from fastapi_http_client.policies.circuit_breaker import (
+    RESOLUTION,
+    Circuit,
+    CircuitRules,
+    CircuitState,
+    Outcome,
+    Refusal,
+    Ticket,
+)
 from fastapi_http_client.policies.shared_bucket import Grant, Limit, SharedBucket
-from fastapi_http_client.stores.base import FAILURE, IGNORED, SUCCESS, CircuitRules, CircuitView, TokenAnswer
+from fastapi_http_client.stores.base import FAILURE, IGNORED, SUCCESS, CircuitView, TokenAnswer
 
 _OUTCOMES = {SUCCESS: Outcome.SUCCESS, FAILURE: Outcome.FAILURE, IGNORED: Outcome.IGNORED}
 
@@ -53,35 +61,37 @@ class MemoryStore:
     # -- circuits ------------------------------------------------------------------------------------------------
 
     async def admit(self, name: str, rules: CircuitRules, *, probe: str, lease: int) -> CircuitView:
-        now, circuit = self._now(), self._circuit(name, rules)
-        answer = circuit.admit(now, lease)
+        now, shared = self._now(), self._circuit(name, rules)
+        answer = shared.circuit.admit(now, lease)
         if isinstance(answer, Refusal):
-            return CircuitView(circuit.state, circuit.epoch, int(answer.seconds))
-        if circuit.state is CircuitState.HALF_OPEN:
-            circuit.tickets[probe] = answer
-        return circuit.view(now, admitted=True)
+            return CircuitView(shared.circuit.state, shared.circuit.epoch, int(answer.seconds))
+        if shared.circuit.state is CircuitState.HALF_OPEN:
+            epoch = shared.circuit.epoch
+            shared.tickets = {other: ticket for other, ticket in shared.tickets.items() if ticket.epoch == epoch}
+            shared.tickets[probe] = answer
+        return shared.view(now, admitted=True)
 
     async def record(self, name: str, rules: CircuitRules, *, epoch: int, probe: str, outcomes: str) -> CircuitView:
-        now, circuit = self._now(), self._circuit(name, rules)
+        now, shared = self._now(), self._circuit(name, rules)
         for letter in outcomes:
-            ticket = circuit.tickets.pop(probe, None) if probe else Ticket(epoch)
-            if ticket is not None and epoch == circuit.epoch:
-                circuit.record(ticket, _OUTCOMES[letter], now)
-        return circuit.view(now)
+            ticket = shared.tickets.pop(probe, None) if probe else Ticket(epoch)
+            if ticket is not None and epoch == shared.circuit.epoch:
+                shared.circuit.record(ticket, _OUTCOMES[letter], now)
+        return shared.view(now)
 
     async def force(self, name: str, rules: CircuitRules, state: Literal["open", "closed"]) -> CircuitView:
-        now, circuit = self._now(), self._circuit(name, rules)
+        now, shared = self._now(), self._circuit(name, rules)
         if state == "open":
-            circuit.trip(now)
+            shared.circuit.trip(now)
         else:
-            circuit.reset(now)
-        return circuit.view(now)
+            shared.circuit.reset(now)
+        return shared.view(now)
 
     def _circuit(self, name: str, rules: CircuitRules) -> _SharedCircuit:
-        circuit = self._circuits.get(name)
-        if circuit is None:
-            circuit = self._circuits[name] = _SharedCircuit(rules)
-        return circuit
+        shared = self._circuits.get(name)
+        if shared is None:
+            shared = self._circuits[name] = _SharedCircuit(Circuit(rules, resolution=RESOLUTION * 1e6))
+        return shared
 
     # -- tokens --------------------------------------------------------------------------------------------------
 
@@ -116,34 +126,17 @@ class MemoryStore:
         return len(self._members[name])
 
 
-class _SharedCircuit(Circuit):
+@dataclass(slots=True)
+class _SharedCircuit:
     """A circuit that counts in µs, with the tickets of its probes by name."""
 
-    __slots__ = ("tickets",)
-
-    def __init__(self, rules: CircuitRules) -> None:
-        self.tickets: dict[str, Ticket] = {}
-        super().__init__(
-            failure_threshold=rules.failure_threshold,
-            recovery_timeout=rules.recovery_timeout,
-            half_open_max_calls=rules.half_open_max_calls,
-            failure_rate=rules.failure_rate,
-            window=rules.window,
-            minimum_calls=rules.minimum_calls,
-            resolution=RESOLUTION * 1e6,
-        )
-
-    @property
-    def epoch(self) -> int:
-        return self._epoch
+    circuit: Circuit
+    tickets: dict[str, Ticket] = field(default_factory=dict)
 
     def view(self, now: int, *, admitted: bool = False) -> CircuitView:
-        wait = max(int(self._recovers_at) - now, 0) if self.state is CircuitState.OPEN else 0
-        return CircuitView(self.state, self._epoch, wait, admitted)
-
-    def _enter(self, state: CircuitState) -> None:
-        super()._enter(state)
-        self.tickets.clear()
+        circuit = self.circuit
+        wait = max(int(circuit.recovers_at) - now, 0) if circuit.state is CircuitState.OPEN else 0
+        return CircuitView(circuit.state, circuit.epoch, wait, admitted)
 
 
 @dataclass(slots=True)

@@ -18,10 +18,10 @@ from hashlib import sha1
 from typing import Any, Literal
 
 from fastapi_http_client.errors import ConfigurationError
-from fastapi_http_client.policies.circuit_breaker import CircuitState
+from fastapi_http_client.policies.circuit_breaker import CircuitRules, CircuitState
 from fastapi_http_client.policies.shared_bucket import Grant, Limit
 from fastapi_http_client.redaction import redact_url
-from fastapi_http_client.stores.base import CircuitRules, CircuitView, TokenAnswer
+from fastapi_http_client.stores.base import CircuitView, TokenAnswer
 
 SOCKET_TIMEOUT = 0.5  # seconds; callers wait far less (fleet.link), this only ends what nobody waits for
 KEPT = 24 * 3600  # seconds that an unused circuit is remembered

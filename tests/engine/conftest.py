@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 import uvloop
 
-from fastapi_http_client.engine import AsyncioTransport
+from fastapi_http_client.engine.transport import AsyncioTransport
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:

@@ -13,8 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
-from fastapi_http_client.engine import AsyncioTransport
 from fastapi_http_client.engine.connection import Connection
+from fastapi_http_client.engine.transport import AsyncioTransport
 from tests.engine.conftest import MakeClient
 from tests.engine.raw import OK, Reader, Writer, answer, hang, read_head, read_request, serve
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import httpx
 import pytest
 
-from fastapi_http_client.engine import AsyncioTransport
+from fastapi_http_client.engine.transport import AsyncioTransport
 from tests.engine.conftest import MakeClient
 from tests.hostile.tables import BAD_CHUNKS, BAD_HEADS
 from tests.hostile.upstream import HostileUpstream

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import httpx
 import pytest
 
-from fastapi_http_client.engine import AsyncioTransport
 from fastapi_http_client.engine import pool as pool_module
 from fastapi_http_client.engine.errors import ExchangeFacts, exchange_facts
+from fastapi_http_client.engine.transport import AsyncioTransport
 from tests.engine.conftest import MakeClient
 from tests.engine.raw import OK, Handler, Reader, Writer, answer, hang, read_head, read_request, reset, serve
 

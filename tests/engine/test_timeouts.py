@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 import httpx
 import pytest
 
-from fastapi_http_client.engine import AsyncioTransport
+from fastapi_http_client.engine.transport import AsyncioTransport
 from tests.engine.conftest import MakeClient
 from tests.engine.raw import OK, Reader, Writer, answer, hang, read_head, serve
 

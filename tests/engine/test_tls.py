@@ -9,7 +9,7 @@ import httpx
 import pytest
 import trustme
 
-from fastapi_http_client.engine import AsyncioTransport
+from fastapi_http_client.engine.transport import AsyncioTransport
 from tests.engine.conftest import MakeClient
 from tests.engine.raw import OK, Reader, Writer, answer, close, serve
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from fastapi_http_client.engine import AsyncioTransport
 from fastapi_http_client.engine.errors import ExchangeFacts, ResponseTooLargeError, exchange_facts
+from fastapi_http_client.engine.transport import AsyncioTransport
 from tests.engine.conftest import MakeClient
 from tests.engine.raw import OK, Handler, Reader, Writer, answer, close, hang, read_head, read_request, reset, serve
 from tests.hostile.upstream import HostileUpstream
@@ -594,7 +594,9 @@ def test_another_event_loop_is_refused_at_once() -> None:
 
 def test_a_transport_is_made_outside_an_event_loop_without_work() -> None:
     """Neither a loop nor a TLS context is made for a transport that is never used."""
-    code = "from fastapi_http_client.engine import AsyncioTransport as T; t = T();print(t._ssl_context, t._pool)"
+    code = (
+        "from fastapi_http_client.engine.transport import AsyncioTransport as T; t = T();print(t._ssl_context, t._pool)"
+    )
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], cwd=root, capture_output=True, text=True, check=True

@@ -42,7 +42,7 @@ def named_faults() -> Iterator[Fault]:
         "/hang-headers", "/slow", "/drip", "/drip?interval=0.01", "/drip-headers?interval=0.01", "/huge-header",
         "/many-headers", "/infinite-headers", "/long-status-line", "/interim?n=3", "/interim?n=-1",
         "/interim?n=-1&code=100&interval=0.01", "/infinite", "/infinite?chunked=1", "/infinite?rate=1000",
-        "/length-short", "/no-length", "/no-length?reset=1", "/tiny-chunks?n=20000", "/body-on/204", "/body-on/304",
+        "/length-short", "/no-length", "/no-length?reset=1", "/tiny-chunks?n=5000", "/body-on/204", "/body-on/304",
         "/body-on/head", "/upgrade", "/bomb/gzip?mb=16", "/bomb/deflate?mb=16", "/bomb/br", "/bomb/zstd?mb=16",
         "/bomb/nested?mb=16", "/bomb/layers", "/bomb/gzip?mb=16&status=500", "/stream?fail_after=3&interval=0",
         "/stream?fail_after=3&interval=0&then=close", "/stream?fail_after=3&interval=0&then=hang", "/redirect",

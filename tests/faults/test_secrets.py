@@ -12,6 +12,8 @@ from typing import Any
 import hpack
 import httpx
 import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -83,8 +85,20 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(telemetry, "_nothing_is_set", lambda: False)
     monkeypatch.setattr(telemetry, "_tracer", lambda given: telemetry._tracer_of(provider))
+    monkeypatch.setattr(telemetry, "_nothing_is_set", lambda: False)
     yield exporter
+    provider.shutdown()
+
+
+@pytest.fixture
+def metrics(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemoryMetricReader]:
+    reader = InMemoryMetricReader()
+    provider = MeterProvider(metric_readers=[reader])
+    monkeypatch.setattr(telemetry, "_nothing_is_set", lambda: False)
+    monkeypatch.setattr(telemetry, "_instruments", lambda given: telemetry._instruments_of(provider))
+    yield reader
     provider.shutdown()
 
 
@@ -141,7 +155,11 @@ def hits(shown: list[str]) -> list[str]:
 
 @pytest.mark.parametrize("slot_name", SLOTS)
 async def test_a_secret_is_shown_nowhere(
-    upstream: HostileUpstream, slot_name: str, caplog: pytest.LogCaptureFixture, spans: InMemorySpanExporter
+    upstream: HostileUpstream,
+    slot_name: str,
+    caplog: pytest.LogCaptureFixture,
+    spans: InMemorySpanExporter,
+    metrics: InMemoryMetricReader,
 ) -> None:
     caplog.set_level(logging.DEBUG)
     for name in list(logging.root.manager.loggerDict):
@@ -164,6 +182,10 @@ async def test_a_secret_is_shown_nowhere(
     shown += [record.getMessage() + "".join(_traceback(record)) for record in caplog.records]
     shown += [span.to_json() for span in spans.get_finished_spans()]
     assert spans.get_finished_spans()
+    measured = metrics.get_metrics_data()
+    assert measured is not None
+    shown.append(measured.to_json())
+    assert "http.client.request.duration" in shown[-1]
     assert len(caplog.records) > 20
     assert hits(shown) == []
 

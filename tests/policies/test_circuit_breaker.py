@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from fastapi_http_client.policies.circuit_breaker import (
     Circuit,
+    CircuitRules,
     CircuitState,
     Outcome,
     Refusal,
@@ -32,12 +33,14 @@ def circuit(
     minimum_calls: int = 10,
 ) -> Circuit:
     return Circuit(
-        failure_threshold=failure_threshold,
-        recovery_timeout=recovery_timeout,
-        half_open_max_calls=half_open_max_calls,
-        failure_rate=failure_rate,
-        window=window,
-        minimum_calls=minimum_calls,
+        CircuitRules(
+            failure_threshold=failure_threshold,
+            recovery_timeout=recovery_timeout,
+            half_open_max_calls=half_open_max_calls,
+            failure_rate=failure_rate,
+            window=window,
+            minimum_calls=minimum_calls,
+        )
     )
 
 

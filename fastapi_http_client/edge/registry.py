@@ -7,7 +7,6 @@ import contextlib
 import math
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,27 +15,13 @@ import httpx
 
 from fastapi_http_client.client import AsyncHTTPClient
 from fastapi_http_client.config import ClientConfig
-from fastapi_http_client.edge import install
+from fastapi_http_client.edge.install import install
+from fastapi_http_client.edge.routes import STATE_KEY, client_references
 from fastapi_http_client.errors import ConfigurationError, Problem
-from fastapi_http_client.explain import explain
-from fastapi_http_client.fleet.fleet import PREFIX, Fleet
 from fastapi_http_client.lifecycle import shielded
 from fastapi_http_client.oauth2 import OAuth2ClientCredentials
-from fastapi_http_client.routes import STATE_KEY as STATE_KEY
-from fastapi_http_client.routes import client_references
-from fastapi_http_client.settings import (
-    ClientSettings,
-    EnvFiles,
-    FilePath,
-    Section,
-    Settings,
-    code_section,
-    fields_set,
-    load_settings,
-    located,
-    warn_about,
-)
-from fastapi_http_client.variables import (
+from fastapi_http_client.settings.sections import Section, code_section, fields_set
+from fastapi_http_client.settings.variables import (
     STORE,
     STORE_KEY,
     STORE_PREFIX,
@@ -49,13 +34,13 @@ from fastapi_http_client.variables import (
 if TYPE_CHECKING:
     from typing import Self, Unpack
 
-    from starlette.applications import Starlette
-
     from fastapi_http_client.circuit_breaker import CircuitBreaker
     from fastapi_http_client.client import HTTPXOptions
     from fastapi_http_client.clock import Clock
+    from fastapi_http_client.fleet import Fleet
     from fastapi_http_client.middleware import Middleware
     from fastapi_http_client.rate_limiter import TokenBucketRateLimiter
+    from fastapi_http_client.settings.load import ClientSettings, EnvFiles, FilePath, Settings
 
 RUNNING = "fastapi_http_client_running"
 """The attribute of `app.state` that holds all registries which the app's lifespan has started."""
@@ -67,15 +52,15 @@ HOW_TO_START = (
 )
 
 
-@dataclass(frozen=True, slots=True)
 class _Declared:
     """What code says about one client."""
 
-    name: str
-    section: Section
-    """What the environment can override."""
-    arguments: dict[str, Any] = field(repr=False)
-    """What it cannot: objects, and httpx options that are no fields of `ClientConfig`."""
+    __slots__ = ("arguments", "name", "section")
+
+    def __init__(self, name: str, section: Section, arguments: dict[str, Any]) -> None:
+        self.name = name
+        self.section = section  # what the environment can override
+        self.arguments = arguments  # what it cannot: objects, and httpx options that are no fields of `ClientConfig`
 
     def shown(self) -> dict[str, str]:
         return {name: _kinds(value) for name, value in self.arguments.items() if value is not None and value != ()}
@@ -170,31 +155,7 @@ class HTTPClients:
         }
         self._declared[normal] = _Declared(name, code_section(normal, fields), arguments)
 
-    def install(
-        self,
-        app: Starlette,
-        *,
-        request_timeout: float | None = None,
-        deadline_header: str = "X-Request-Timeout-Ms",
-        trust_deadline_header: bool = False,
-        cancel_on_disconnect: bool = True,
-        problem_responses: bool = True,
-        expose_client_names: bool = False,
-    ) -> None:
-        """Give an app's requests their context and their callers proper answers: see `edge.install`.
-
-        To be called before the app starts, and again for a mounted app, whose handlers are its own.
-        """
-        install(
-            app,
-            self,
-            request_timeout=request_timeout,
-            deadline_header=deadline_header,
-            trust_deadline_header=trust_deadline_header,
-            cancel_on_disconnect=cancel_on_disconnect,
-            problem_responses=problem_responses,
-            expose_client_names=expose_client_names,
-        )
+    install = install  # with this registry as its first argument
 
     # -- using ---------------------------------------------------------------------------------------------------
 
@@ -225,6 +186,8 @@ class HTTPClients:
 
     def explain(self) -> str:
         """The settings of all clients with the origin of each value, secrets masked; read afresh when not running."""
+        from fastapi_http_client.settings.explain import explain
+
         settings = self._settings if self._phase == "running" and self._settings is not None else self._load()
         given = {name: declared.shown() for name, declared in self._declared.items()}
         for name, client in settings.clients.items():
@@ -319,7 +282,7 @@ class HTTPClients:
                     clients[name] = self._build(name, client)
                 except ConfigurationError as error:
                     found = error.problems or (Problem("", str(error)),)
-                    problems.extend(located(problem, name, self._prefix, client.origins) for problem in found)
+                    problems.extend(settings.located(name, problem) for problem in found)
             if problems:
                 raise ConfigurationError(_summary(problems), problems=problems)
             if self._fleet is not None:
@@ -329,10 +292,12 @@ class HTTPClients:
             with contextlib.suppress(Exception):  # why the start failed is what has to be seen
                 await shielded(_close(clients, 0.0))
             raise
-        warn_about(settings)
+        settings.warn()
         self._settings, self._clients, self._phase = settings, clients, "running"
 
     def _load(self) -> Settings:
+        from fastapi_http_client.settings.load import load_settings  # when an app starts, and not when it is imported
+
         code = {name: declared.section for name, declared in self._declared.items()}
         return load_settings(code, prefix=self._prefix, env_file=self._env_file, secrets_dir=self._secrets_dir)
 
@@ -352,13 +317,15 @@ class HTTPClients:
     def _build_fleet(self, settings: Settings, problems: list[Problem]) -> Fleet | None:
         """What the processes share, if there is a store; what is wrong with it goes to the problems."""
         given, options = self._store, settings.store_options
-        if isinstance(given, Fleet):
-            return given
         from_code = given is not None and not (isinstance(given, str) and settings.store)
         store = given if from_code else settings.store
         if store is None:
             problems.extend(Problem(name, f"needs {STORE}") for name in options)
             return None
+        from fastapi_http_client.fleet.fleet import PREFIX, Fleet  # only here: most services share nothing
+
+        if isinstance(store, Fleet):
+            return store
         places = {"processes": STORE_PROCESSES, "encryption_key": STORE_KEY}
         try:
             processes = _whole(options.get(STORE_PROCESSES))

@@ -9,7 +9,7 @@ from typing import Any
 from fastapi_http_client.config import ClientConfig
 from fastapi_http_client.policies.retry import RetryPolicy
 from fastapi_http_client.redaction import MASK, printable, redact_url
-from fastapi_http_client.settings import ClientSettings, Settings
+from fastapi_http_client.settings.load import ClientSettings, Settings
 
 _SECRET_HEADER = re.compile("auth|token|key|secret|passw|credential|session|cookie|sign", re.IGNORECASE)
 
@@ -79,26 +79,36 @@ def _shown(path: str, value: Any) -> str:
 # -- how long a call can take ------------------------------------------------------------------------------------
 
 
-def longest_call(config: ClientConfig, *, retry_after: bool) -> float:
+def longest_call(config: ClientConfig, *, asked: bool) -> float:
     """The worst case of one call in seconds, `inf` when nothing bounds it. A streamed body comes on top.
 
     `hops · (attempts · (limiter wait + timeout) + waits between attempts)`, or `total_timeout` when that is less. A
-    wait is `factor · 2ⁿ` and all its jitter, at most `retry_max_delay`; with `retry_after` it is `retry_max_delay`, the
-    longest time that an upstream may ask for. Fetching a token, and repeating after a 401, are not counted.
+    wait is `factor · 2ⁿ` and all its jitter, at most `retry_max_delay`. `asked` adds what an upstream may ask for: each
+    wait is `retry_max_delay`, and each attempt begins with a pause as long, which it asked all calls of the client for.
+    Fetching a token, and repeating after a 401, are not counted.
     """
     policy = RetryPolicy.of(config)
-    waits = [policy.max_delay if retry_after else policy.delay(n, 1.0) for n in range(policy.attempts - 1)]
+    waits = [policy.max_delay if asked else policy.delay(n, 1.0) for n in range(policy.attempts - 1)]
     limiter = 0.0
     if config.enable_rate_limiting:
         limiter = float("inf") if config.rate_limit_max_wait is None else config.rate_limit_max_wait
+    pause = _longest_pause(config) if asked else 0.0
     hops = 1 + config.max_redirects if config.follow_redirects else 1
-    bound = hops * (policy.attempts * (limiter + config.timeout) + sum(waits))
+    bound = hops * (policy.attempts * (pause + limiter + config.timeout) + sum(waits))
     return bound if config.total_timeout is None else min(bound, config.total_timeout)
+
+
+def _longest_pause(config: ClientConfig) -> float:
+    """What one attempt can wait for a pause that the upstream asks for: with jitter, and once more behind a limiter."""
+    pause = config.retry_max_delay + min(config.retry_max_delay * config.retry_jitter, 1.0)
+    if config.rate_limit_max_wait is not None:
+        pause = min(pause, config.rate_limit_max_wait)
+    return 2 * pause if config.enable_rate_limiting else pause
 
 
 def _duration_lines(config: ClientConfig) -> Iterator[str]:
     unlimited = config.model_copy(update={"total_timeout": None})
-    plain, asked = (_seconds(longest_call(unlimited, retry_after=after)) for after in (False, True))
+    plain, asked = (_seconds(longest_call(unlimited, asked=asked)) for asked in (False, True))
     attempts = f"{config.retry_attempts} attempt{'s' if config.retry_attempts > 1 else ''} of {config.timeout:g} s"
     terms = [attempts]
     if config.retry_attempts > 1:
@@ -108,14 +118,19 @@ def _duration_lines(config: ClientConfig) -> Iterator[str]:
         terms.append("waits for the rate limiter without limit" if most is None else f"{most:g} s of limiter each")
     if config.follow_redirects:
         terms.append(f"all that on each of {1 + config.max_redirects} hops")
-    if config.total_timeout is not None:
-        longest = longest_call(config, retry_after=True)
+    pauses = ""
+    if config.retry_max_delay > 0:
+        pauses = (
+            f"{asked} with all pauses that the upstream may ask for (retry_max_delay, {config.retry_max_delay:g} s)"
+        )
+    if config.total_timeout is None:
+        yield f"longest call: {plain} ({', '.join(terms)}); total_timeout is not set"
+        if pauses:
+            yield f"  {pauses}"
+    else:
+        longest = longest_call(config, asked=True)
         yield f"longest call: {_seconds(longest)} (total_timeout {config.total_timeout:g} s)"
-        yield f"  without it: {plain}, with Retry-After {asked} ({', '.join(terms)})"
-        return
-    yield f"longest call: {plain} ({', '.join(terms)}); total_timeout is not set"
-    if config.retry_attempts > 1:
-        yield f"  with Retry-After: {asked} (each delay up to retry_max_delay, {config.retry_max_delay:g} s)"
+        yield f"  without it: {plain} ({', '.join(terms)}){f', {pauses}' if pauses else ''}"
 
 
 def _seconds(value: float) -> str:

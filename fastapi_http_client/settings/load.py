@@ -19,11 +19,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
 from fastapi_http_client.config import ClientConfig
 from fastapi_http_client.errors import ConfigurationError, Problem
-from fastapi_http_client.variables import (
+from fastapi_http_client.settings.sections import (
+    ENVIRONMENT,
+    SECRETS,
+    Origin,
+    Section,
+    Setting,
+    leaves,
+    merge,
+    values_of,
+)
+from fastapi_http_client.settings.variables import (
     AUTH_FIELDS,
     DEFAULT,
     OPTIONS,
@@ -44,100 +52,8 @@ from fastapi_http_client.variables import (
 
 logger = logging.getLogger("fastapi_http_client.settings")
 
-ENVIRONMENT = "environment"
-SECRETS = "secrets file"
-CODE = "code"
-
 FilePath = str | os.PathLike[str]
 EnvFiles = FilePath | Sequence[FilePath] | None
-
-
-# -- values and where they come from -----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where a value comes from: the layer (`environment`, the path of a .env file …), and its name there."""
-
-    layer: str
-    name: str
-    key: str = ""
-    """The key inside a variable that holds JSON."""
-
-    def __str__(self) -> str:
-        return f"{self.layer} {self._place}"
-
-    @property
-    def argument(self) -> str:
-        """How a problem names it."""
-        return self._place if self.layer in (ENVIRONMENT, CODE) else f"{self._place} ({self.layer})"
-
-    @property
-    def _place(self) -> str:
-        return f"{self.name}, key {self.key}" if self.key else self.name
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """One value as it was given."""
-
-    value: Any
-    origin: Origin
-
-    def __repr__(self) -> str:  # the value may be a secret
-        return f"Setting({self.origin})"
-
-
-Section = dict[str, "Setting | Section"]
-"""Options by name; `auth` and `headers` are sections of their own."""
-
-
-def merge(under: Section, over: Section) -> Section:
-    """`over` field by field on top of `under`; an `auth` with a type replaces one that has a type too.
-
-    An `auth` without a type is a part of one (a token in a secrets file, say) and is filled in. Keys differ in case
-    only where they are names of headers.
-    """
-    merged = dict(under)
-    for key, item in over.items():
-        twin = next((other for other in merged if other.lower() == key.lower()), key)
-        below = merged.pop(twin, None)
-        if isinstance(item, dict) and isinstance(below, dict):
-            replaced = key == "auth" and "type" in item and "type" in below
-            merged[key] = item if replaced else merge(below, item)
-        else:
-            merged[key] = item
-    return merged
-
-
-def code_section(client: str, options: Mapping[str, Any]) -> Section:
-    """The options that code gives to a client: fields of `ClientConfig`, or an auth object as `auth`."""
-
-    def item(value: Any, path: str) -> Setting | Section:
-        if isinstance(value, BaseModel):  # a section that was validated before
-            value = {"type": getattr(value, "type", None), **fields_set(value)}
-        if isinstance(value, Mapping):
-            return {key: item(inner, f"{path}.{key}") for key, inner in value.items()}
-        return Setting(value, Origin(CODE, path))
-
-    return {option: item(value, f'clients["{client}"].{option}') for option, value in options.items()}
-
-
-def fields_set(model: BaseModel) -> dict[str, Any]:
-    """The fields that were given: the defaults leave room for what lies under them."""
-    return {field: getattr(model, field) for field in model.model_fields_set}
-
-
-def _leaves(section: Section, path: str = "") -> Iterator[tuple[str, Setting]]:
-    for key, item in section.items():
-        if isinstance(item, dict):
-            yield from _leaves(item, f"{path}{key}.")
-        else:
-            yield f"{path}{key}", item
-
-
-def _values(section: Section) -> dict[str, Any]:
-    return {key: _values(item) if isinstance(item, dict) else item.value for key, item in section.items()}
 
 
 # -- reading the places ------------------------------------------------------------------------------------------
@@ -354,6 +270,17 @@ class Settings:
     store_options: Mapping[str, str] = field(default_factory=dict, repr=False)
     """The other variables of the store, by name."""
 
+    def located(self, name: str, problem: Problem) -> Problem:
+        """A problem of a client's configuration, named by the variable, file or code that it comes from."""
+        return located(problem, name, self.prefix, self.clients[name].origins)
+
+    def warn(self) -> None:
+        """Log what is allowed and ought to be seen."""
+        for name, client in self.clients.items():
+            if not client.config.verify_ssl:
+                origin = client.origins["verify_ssl"]
+                logger.warning("client %s: TLS certificates are not verified (%s)", name, origin)
+
     def missing(self, name: str) -> str:
         """What to say about a client that nobody configured."""
         guess = closest(name, self.names)
@@ -386,7 +313,7 @@ def load_settings(
     names = frozenset({*code, *outside})
     for name in sorted(names):
         section = merge(merge(default, code.get(name, {})), outside.get(name, {}))
-        origins = {path: setting.origin for path, setting in _leaves(section)}
+        origins = {path: setting.origin for path, setting in leaves(section)}
         try:
             clients[name] = _client_settings(section, origins)
         except ConfigurationError as error:
@@ -395,7 +322,7 @@ def load_settings(
 
 
 def _client_settings(section: Section, origins: Mapping[str, Origin]) -> ClientSettings:
-    values = _values(section)
+    values = values_of(section)
     # Configured auth is a section, and null takes it away; what is neither is an object that code gave.
     auth = None if isinstance(section.get("auth"), dict) else values.pop("auth", None)
     if "headers" in values:
@@ -447,7 +374,7 @@ def _problems_of_default(section: Section, prefix: str) -> Iterator[Problem]:
     auth = section.get("auth")
     if isinstance(auth, dict) and "type" not in auth:
         section = {option: item for option, item in section.items() if option != "auth"}
-    origins = {path: setting.origin for path, setting in _leaves(section)}
+    origins = {path: setting.origin for path, setting in leaves(section)}
     try:
         _client_settings(section, origins)
     except ConfigurationError as error:
@@ -470,7 +397,12 @@ def located(problem: Problem, client: str, prefix: str, origins: Mapping[str, Or
         return Problem(variable(prefix, client, *option), "is missing" if message == "Field required" else message)
     if origin is None:  # the message names the options, which contradict each other, say
         words = [path for word in re.findall(r"\w+", message) for path in (word, f"auth.{word}")]
-        places = dict.fromkeys(origins[path].argument for path in words if path in origins)
+        given = {path: origins[path] for path in words if path in origins}
+        shared = [path for path, origin in given.items() if _is_of_default(origin, prefix)]
+        if 0 < len(shared) < len(given):
+            own = ", ".join(variable(prefix, client, *path.split(".")) for path in shared)
+            message = f"{message}; for this client alone, set {own}"
+        places = dict.fromkeys(origin.argument for origin in given.values())
         return Problem(", ".join(places) or variable(prefix, client), message)
     if message == "unknown option":
         guess = closest(path.removeprefix("auth."), AUTH_FIELDS)
@@ -480,6 +412,11 @@ def located(problem: Problem, client: str, prefix: str, origins: Mapping[str, Or
     return Problem(origin.argument, message)
 
 
+def _is_of_default(origin: Origin, prefix: str) -> bool:
+    default = normalise(f"{prefix}{DEFAULT}")
+    return normalise(origin.name) == default or normalise(origin.name).startswith(default + SEPARATOR)
+
+
 def _origin_of(path: str, origins: Mapping[str, Origin]) -> Origin | None:
     """That of the value itself, or of the whole that it is an item of (`retry_statuses.2`)."""
     if path == "auth":
@@ -487,10 +424,3 @@ def _origin_of(path: str, origins: Mapping[str, Origin]) -> Origin | None:
     while path not in origins and "." in path:
         path = path.rpartition(".")[0]
     return origins.get(path)
-
-
-def warn_about(settings: Settings) -> None:
-    """Log what is allowed and ought to be seen."""
-    for name, client in settings.clients.items():
-        if not client.config.verify_ssl:
-            logger.warning("client %s: TLS certificates are not verified (%s)", name, client.origins["verify_ssl"])

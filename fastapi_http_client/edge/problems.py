@@ -18,8 +18,7 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import httpx
 from starlette.concurrency import run_in_threadpool
@@ -41,11 +40,10 @@ from fastapi_http_client.redaction import printable
 
 MEDIA_TYPE = "application/problem+json"
 
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger("fastapi_http_client.problems")
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
+class Kind(NamedTuple):
     """One kind of problem, with the code that a WebSocket is closed with (IANA, WebSocket Close Code Numbers)."""
 
     status: int

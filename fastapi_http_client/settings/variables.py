@@ -5,7 +5,6 @@ A variable is `<PREFIX><NAME>__<OPTION>`. Names are compared in lower case with 
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -81,6 +80,8 @@ def json_object(text: str) -> dict[str, Any] | None:
 
 def closest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     """The one of the known words that was probably meant."""
+    import difflib  # only here: most words are right
+
     return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)), None)
 
 

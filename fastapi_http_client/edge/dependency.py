@@ -3,19 +3,17 @@
 # No `from __future__ import annotations` here, and no annotation that cannot be imported at run time: FastAPI reads
 # those of `__call__`, and older ones (0.115) take a parameter whose annotation is a text for a query parameter.
 
-from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import HTTPConnection
 
 from fastapi_http_client.client import AsyncHTTPClient
+from fastapi_http_client.edge.registry import HOW_TO_START, HTTPClients
+from fastapi_http_client.edge.routes import STATE_KEY, ClientReference
 from fastapi_http_client.errors import ConfigurationError
-from fastapi_http_client.registry import HOW_TO_START, HTTPClients
-from fastapi_http_client.routes import STATE_KEY, ClientReference
-from fastapi_http_client.variables import client_name
+from fastapi_http_client.settings.variables import client_name
 
 
-@dataclass(frozen=True)
 class ClientDependency(ClientReference):
     """Gives a route its client. Equal ones are one dependency: for the request's cache and for `dependency_overrides`.
 

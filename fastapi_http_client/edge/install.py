@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any
 from starlette.applications import Starlette
 from starlette.middleware.errors import ServerErrorMiddleware
 
-from fastapi_http_client.asgi import ASGIApp, Receive, RequestContextMiddleware, Scope, Send
 from fastapi_http_client.context import bad_argument
+from fastapi_http_client.edge.asgi import ASGIApp, Receive, RequestContextMiddleware, Scope, Send
+from fastapi_http_client.edge.problems import ProblemResponses
+from fastapi_http_client.edge.routes import STATE_KEY
 from fastapi_http_client.errors import HTTPClientError
-from fastapi_http_client.problems import ProblemResponses
-from fastapi_http_client.routes import STATE_KEY
 
 if TYPE_CHECKING:
-    from fastapi_http_client.registry import HTTPClients
+    from fastapi_http_client.edge.registry import HTTPClients
 
 
 def install(
-    app: Starlette,
     registry: HTTPClients,
+    app: Starlette,
     *,
     request_timeout: float | None = None,
     deadline_header: str = "X-Request-Timeout-Ms",
@@ -32,9 +32,11 @@ def install(
 ) -> None:
     """Give an app's requests their context, and its callers proper answers when an upstream fails.
 
+    To be called before the app starts, and again for a mounted app, whose handlers are its own.
+
     `request_timeout` (seconds), `deadline_header`, `trust_deadline_header` and `cancel_on_disconnect` are those of
     `RequestContextMiddleware`. `problem_responses` registers the handler of `problems`; `expose_client_names` lets it
-    name the client that failed. A mounted app has handlers of its own, so it is installed into as well.
+    name the client that failed.
 
     Raises `ConfigurationError` for a bad argument, and when the app has started already.
     """

@@ -1,0 +1,254 @@
+"""The inbound side: binds a `RequestContext` for each request, and cancels the handler of a caller who went away."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any, Final, TypeVar
+
+from fastapi_http_client.clock import SYSTEM_CLOCK
+from fastapi_http_client.context import (
+    RequestContext,
+    bad_argument,
+    bind,
+    check_seconds,
+    is_valid_request_id,
+    new_request_id,
+    unbind,
+)
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_SCOPE_KEY: Final = "fastapi_http_client.request"
+_REQUEST_ID: Final = b"x-request-id"
+_HEADER_NAME = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_MILLISECONDS = re.compile(rb"[0-9]{1,10}")
+_CANCELLED_METHODS: Final = frozenset({"GET", "HEAD"})
+_WATCH_AFTER: Final = 0.02
+"""Seconds before a request's connection is watched: most requests are over by then, and never pay for the watching."""
+
+_MARK: Final = "__fastapi_http_client_cancel_on_disconnect__"
+
+Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
+
+
+def cancel_on_disconnect(enabled: bool = True) -> Callable[[Endpoint], Endpoint]:
+    """Say for one route, whatever its method, whether it is cancelled when its caller goes away before the response.
+
+    The decorator stands below the route's: `@app.get("/report")`, then `@cancel_on_disconnect(False)`.
+    """
+
+    def mark(endpoint: Endpoint) -> Endpoint:
+        setattr(endpoint, _MARK, enabled)
+        return endpoint
+
+    return mark
+
+
+class RequestContextMiddleware:
+    """Pure ASGI middleware for HTTP and WebSocket: gives each request its id and deadline, and ends abandoned ones.
+
+    - The id is the inbound `X-Request-ID` when that is `[A-Za-z0-9._-]{1,128}`, else a new one. Every response has it.
+    - `request_timeout` (seconds) is the deadline of each HTTP request, for the calls that it makes. With
+      `trust_deadline_header` the caller's `deadline_header` (milliseconds left) can move it forward. Background tasks
+      are free of it. A WebSocket has none.
+    - With `cancel_on_disconnect` the handler of a GET or HEAD is cancelled when the caller goes away before the
+      response has started.
+
+    Where another one has bound the request already, as around a mounted app, this one only refines its settings.
+    Raises `ConfigurationError` for bad arguments.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        request_timeout: float | None = None,
+        deadline_header: str = "X-Request-Timeout-Ms",
+        trust_deadline_header: bool = False,
+        cancel_on_disconnect: bool = True,
+    ) -> None:
+        if request_timeout is not None:
+            check_seconds("request_timeout", request_timeout)
+        if not isinstance(deadline_header, str) or not re.fullmatch(_HEADER_NAME, deadline_header):
+            raise bad_argument("deadline_header", "must be a header name")
+        self.app = app
+        self._timeout = request_timeout
+        self._deadline_header = deadline_header.lower().encode("ascii") if trust_deadline_header else None
+        self._cancels = cancel_on_disconnect
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        kind = scope["type"]
+        if kind not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        known: _Request | None = scope.get(_SCOPE_KEY)
+        if known is not None:
+            known.cancels = self._cancels
+            if kind == "http":
+                known.context.shorten(self._deadline(scope["headers"]))
+            await self.app(scope, receive, send)
+            return
+        headers = scope["headers"]
+        context = RequestContext(
+            _request_id(headers), headers=headers, deadline=self._deadline(headers) if kind == "http" else None
+        )
+        request = _Request(scope, receive, send, context, self._cancels)
+        scope[_SCOPE_KEY] = request
+        token = bind(context)
+        try:
+            if kind == "http":
+                await request.run(self.app)
+            else:
+                await self.app(scope, receive, request.send)
+        finally:
+            unbind(token)
+            context.deadline = None  # tasks that outlive the request are free of it
+            scope.pop(_SCOPE_KEY, None)  # it holds the scope as well: without cycles nothing waits for the collector
+
+    def _deadline(self, headers: Iterable[tuple[bytes, bytes]]) -> float | None:
+        left = self._timeout
+        if self._deadline_header is not None:
+            for name, value in headers:
+                if name == self._deadline_header and _MILLISECONDS.fullmatch(value):
+                    asked = int(value) / 1000
+                    left = asked if left is None else min(left, asked)
+        return None if left is None else SYSTEM_CLOCK.monotonic() + left
+
+
+def _request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    for name, value in headers:
+        if name == _REQUEST_ID:
+            text = value.decode("latin-1")
+            return text if is_valid_request_id(text) else new_request_id()
+    return new_request_id()
+
+
+class _Request:
+    """One request between the server and the application.
+
+    To notice that the caller has gone, somebody has to read what the server reports, and only one may. Until the watch
+    begins, that is the application. From then on it is the watch: it hands on what it reads, one message ahead at most.
+    """
+
+    __slots__ = (
+        "_ahead",
+        "_cancelled",
+        "_readers",
+        "_receive",
+        "_send",
+        "_task",
+        "_timer",
+        "_watch",
+        "cancels",
+        "context",
+        "over",
+        "scope",
+    )
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, context: RequestContext, cancels: bool) -> None:
+        self.scope = scope
+        self.context = context
+        self.cancels = cancels
+        self.over = False  # the response has started, or the application is done: too late to cancel
+        self._receive = receive
+        self._send = send
+        self._readers = 0
+        self._ahead: asyncio.Queue[Message] | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle
+        self._task: asyncio.Task[Any]
+        self._cancelled = False
+
+    async def run(self, app: ASGIApp) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        cancelling = task.cancelling()
+        self._timer = task.get_loop().call_later(_WATCH_AFTER, self._begin_watch)
+        try:
+            await app(self.scope, self.receive, self.send)
+        except asyncio.CancelledError:
+            # Ours alone ends here; anyone else's goes on, also when both came.
+            if not self._cancelled or task.cancelling() > cancelling + 1:
+                raise
+        finally:
+            self.over = True
+            self._timer.cancel()
+            if self._watch is not None:
+                self._watch.cancel()
+            if self._cancelled:
+                task.uncancel()
+
+    async def send(self, message: Message) -> None:
+        kind = message["type"]
+        if kind in ("http.response.start", "websocket.accept", "websocket.http.response.start"):
+            self.over = True
+            message = self._with_request_id(message)
+        elif kind in ("http.response.body", "http.response.pathsend") and not message.get("more_body", False):
+            self.context.deadline = None  # what still runs from here on are background tasks
+        await self._send(message)
+
+    def _with_request_id(self, message: Message) -> Message:
+        """A message of its own: a response object, and its list of headers, may be sent more than once."""
+        headers = list(message.get("headers", ()))
+        if not any(name.lower() == _REQUEST_ID for name, _ in headers):
+            headers.append((_REQUEST_ID, self.context.effective_id().encode("ascii")))
+        return {**message, "headers": headers}
+
+    # -- disconnection -------------------------------------------------------------------------------------------
+
+    async def receive(self) -> Message:
+        if self._ahead is not None:
+            return await self._next(self._ahead)
+        self._readers += 1
+        try:
+            message = await self._receive()
+        finally:
+            self._readers -= 1
+        if message["type"] == "http.disconnect":
+            self._task.get_loop().call_soon(self._disconnected)
+        return message
+
+    @staticmethod
+    async def _next(ahead: asyncio.Queue[Message]) -> Message:
+        message = await ahead.get()
+        ahead.task_done()
+        if message["type"] == "http.disconnect":
+            ahead.put_nowait(message)  # it stays true for everyone who asks
+        return message
+
+    def _begin_watch(self) -> None:
+        if self.over or ("endpoint" in self.scope and not self._is_wanted()):
+            return
+        if self._readers > 0 or not self._is_wanted():
+            # The application reads by itself just now, or the route is not known yet and may be marked.
+            self._timer = self._task.get_loop().call_later(_WATCH_AFTER, self._begin_watch)
+            return
+        self._ahead = asyncio.Queue()
+        self._watch = self._task.get_loop().create_task(self._read_ahead(self._ahead))
+
+    async def _read_ahead(self, ahead: asyncio.Queue[Message]) -> None:
+        while True:
+            message = await self._receive()
+            ahead.put_nowait(message)
+            if message["type"] == "http.disconnect":
+                self._disconnected()
+                return
+            if message.get("more_body", False):
+                await ahead.join()
+
+    def _disconnected(self) -> None:
+        if not self.over and self._is_wanted():
+            self.over = True
+            self._cancelled = True
+            self._task.cancel()
+
+    def _is_wanted(self) -> bool:
+        marked: bool | None = getattr(self.scope.get("endpoint"), _MARK, None)
+        return (self.cancels and self.scope["method"] in _CANCELLED_METHODS) if marked is None else marked
