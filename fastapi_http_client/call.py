@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 Handler = Callable[[httpx.Request], Awaitable["HTTPResponse"]]
 """What a step wraps and what it returns: the rest of the pipeline."""
 
-_KEY = "fastapi_http_client"
+KEY = "fastapi_http_client"  # the extension of a request that holds its call
+OPTIONS = "fastapi_http_client.options"  # the one by which a verb passes its own options to send()
 
 
 class Call:
@@ -84,13 +85,13 @@ class Call:
         return self.deadline is None or self.clock.monotonic() + wait < self.deadline
 
     def attach(self, request: httpx.Request) -> httpx.Request:
-        request.extensions[_KEY] = self
+        request.extensions[KEY] = self
         return request
 
     @staticmethod
     def is_on(request: httpx.Request) -> bool:
-        return _KEY in request.extensions
+        return KEY in request.extensions
 
     @staticmethod
     def of(request: httpx.Request) -> Call:
-        return cast("Call", request.extensions[_KEY])
+        return cast("Call", request.extensions[KEY])

@@ -17,7 +17,7 @@ from httpx._multipart import MultipartStream
 
 from fastapi_http_client import transport as _transport
 from fastapi_http_client.auth import APIKeyAuth, BasicAuth, BearerAuth, CredentialAuth, build_auth
-from fastapi_http_client.call import Call
+from fastapi_http_client.call import OPTIONS, Call
 from fastapi_http_client.chance import chance_from
 from fastapi_http_client.circuit_breaker import CircuitBreaker
 from fastapi_http_client.clock import SYSTEM_CLOCK, Clock
@@ -136,7 +136,6 @@ _SHARED_FIELDS = frozenset(
 ) - {"rate_limit_max_wait"}
 
 _NO_OPTIONS: Mapping[str, Any] = {}
-_OPTIONS = "fastapi_http_client.options"  # what a verb passes to send(), in the request's extensions
 
 
 class AsyncHTTPClient(httpx.AsyncClient):
@@ -321,7 +320,7 @@ class AsyncHTTPClient(httpx.AsyncClient):
         template = None
         if path_params is not None:
             template = str(url)
-            extensions[_OPTIONS] = {**extensions.get(_OPTIONS, {}), "url_template": template}
+            extensions[OPTIONS] = {**extensions.get(OPTIONS, {}), "url_template": template}
             url = expand(template, path_params)
         if self._join.base is not self.base_url:
             self._take_base_url()
@@ -440,7 +439,7 @@ class AsyncHTTPClient(httpx.AsyncClient):
             follow_redirects=self.follow_redirects
             if follow_redirects is USE_CLIENT_DEFAULT
             else bool(follow_redirects),
-            **request.extensions.get(_OPTIONS, _NO_OPTIONS),
+            **request.extensions.get(OPTIONS, _NO_OPTIONS),
         )
         call.attach(request)
         call.at_home = at_home
@@ -676,7 +675,7 @@ def _with_options(build_options: dict[str, Any], retry: bool, total_timeout: flo
         raise _bad("total_timeout", "must be a number of seconds above 0")
     extensions = build_options.get("extensions") or {}
     options = {"retry": bool(retry), "total_timeout": total_timeout}
-    return {**build_options, "extensions": {**extensions, _OPTIONS: options}}
+    return {**build_options, "extensions": {**extensions, OPTIONS: options}}
 
 
 def _fresh(request: httpx.Request) -> httpx.Request:

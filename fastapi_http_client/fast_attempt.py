@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from fastapi_http_client.auth import CredentialAuth
-from fastapi_http_client.call import Call
+from fastapi_http_client.call import KEY, OPTIONS, Call
 from fastapi_http_client.circuit_breaker import CircuitBreaker
 from fastapi_http_client.clock import SYSTEM_CLOCK
 from fastapi_http_client.engine.errors import DeadlineExceededError
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 _TO_BE_SETTLED = HINTS | {b"content-encoding"}
 """Headers of a response that somebody has to look at."""
-_HARMLESS_EXTENSIONS = frozenset({"timeout", "fastapi_http_client", "fastapi_http_client.options"})
+_HARMLESS_EXTENSIONS = frozenset({"timeout", KEY, OPTIONS})
 """Extensions of a request that are not for the network."""
 
 
@@ -155,7 +155,8 @@ class FastAttempt:
                 response._max_bytes = client.max_bytes
                 response.elapsed = timedelta(seconds=SYSTEM_CLOCK.monotonic() - started)
             else:
-                response = await client.exchange.settle(response, request, started)
+                settling = self._settled(response, request, started, within)
+                response = await client.lifecycle.until_closed(settling)
                 client.server_limit.note(response)
             outcome = outcome_of(response.status_code)
         except Exception as error:
@@ -187,6 +188,19 @@ class FastAttempt:
         client.retry_budget.earn()
         response.only_attempt_took(call.clock.monotonic() - call.attempt_began)
         return response
+
+    async def _settled(
+        self, response: HTTPResponse, request: httpx.Request, started: float, within: float
+    ) -> HTTPResponse:
+        """The response as the pipeline's: to decode its body takes time too, which the same limits bound."""
+        scope = asyncio.timeout(None if within == NEVER else within - (SYSTEM_CLOCK.monotonic() - started))
+        try:
+            async with scope:
+                return await self._client.exchange.settle(response, request, started)
+        except TimeoutError as error:
+            if not scope.expired():
+                raise
+            raise DeadlineExceededError("the response's body was not decoded in time", request=request) from error
 
     def _home_key(self, client: AsyncHTTPClient) -> OriginKey:
         if client.base_url is not self._home:

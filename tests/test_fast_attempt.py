@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +28,7 @@ from fastapi_http_client import (
 from fastapi_http_client.context import RequestContext, bind, unbind
 from fastapi_http_client.errors import HTTPClientError
 from fastapi_http_client.fake_clock import FakeClock
+from fastapi_http_client.models import HTTPResponse
 from tests.hostile.upstream import HostileUpstream
 
 
@@ -117,6 +119,8 @@ CASES = [
     Case("/drip?interval=0.02", "POST", config=SHORT),
     Case("/drip?interval=0.02", config={"total_timeout": 0.15}),
     Case("/ok", config={"total_timeout": 60.0}),
+    Case("/bomb/zstd?mb=512", config=SHORT),
+    Case("/bomb/zstd?mb=512", config={"total_timeout": 0.15}),
 ]
 
 
@@ -244,3 +248,22 @@ async def test_the_short_way_comes_to_what_the_pipeline_comes_to(
         found.append((result, observer and observer.seen()))
     assert found[0][0] == found[1][0]
     assert found[0][1] == found[1][1]
+
+
+async def test_closing_the_client_ends_a_call_whose_body_is_being_decoded(
+    upstream: HostileUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = AsyncHTTPClient(upstream.url())
+    settle, has_begun = client.exchange.settle, asyncio.Event()
+
+    async def begin_to_settle(*args: Any) -> HTTPResponse:
+        has_begun.set()
+        return await settle(*args)
+
+    monkeypatch.setattr(client.exchange, "settle", begin_to_settle)
+    async with asyncio.timeout(10):
+        decoding = asyncio.create_task(client.get("/bomb/zstd?mb=512"))
+        await has_begun.wait()
+        await client.aclose()
+        with pytest.raises(HTTPClientError, match="was closed while this call"):
+            await decoding
