@@ -66,6 +66,8 @@ async def meet(fault: Fault, upstream: HostileUpstream, method: str, *, retries:
         else:
             assert len(body) <= LIMIT
         assert time.monotonic() - started < TOTAL + 0.1 + NOISE
+        while fault.path.startswith("/desync?wait") and upstream.key("/desync")["in_flight"]:
+            await asyncio.sleep(0.001)  # behind the next request, the second response could not be told from its answer
         if fault.path.startswith(STRIKING_LATER):
             for _ in range(2):
                 with contextlib.suppress(HTTPRequestError):
