@@ -59,7 +59,7 @@ class Case:
 
     def __str__(self) -> str:
         options = {**self.call, **self.config, **self.client}
-        return f"{self.method} {self.path}" + (f" {options}" if options else "")
+        return f"{self.method} {self.path}" + (f" {str(options)[:80]}" if options else "")
 
 
 SHORT = {"timeout": 0.15}
@@ -206,7 +206,7 @@ async def what_comes_of(case: Case, upstream: HostileUpstream, *, fast: bool) ->
             "cookies": dict(client.cookies),
         }
     found["requests"] = [
-        (seen.method, seen.target, _known(seen.headers), len(seen.body))
+        (seen.method, seen.target, _known(seen.headers), seen.body_length)
         for seen in list(upstream.journal)
         if not seen.target.startswith("/__")
     ]

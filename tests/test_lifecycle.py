@@ -19,6 +19,7 @@ import pytest
 from fastapi_http_client.client import AsyncHTTPClient
 from fastapi_http_client.config import ClientConfig
 from fastapi_http_client.errors import AuthenticationError, HTTPClientError, HTTPRequestError, RetryExhaustedError
+from fastapi_http_client.fake_clock import FakeClock
 from fastapi_http_client.lifecycle import ClientStateError, Lifecycle, shielded
 from fastapi_http_client.middleware import Middleware
 from fastapi_http_client.models import HTTPRequest, HTTPResponse
@@ -179,8 +180,10 @@ async def test_draining_waits_no_longer_than_the_grace(upstream: HostileUpstream
 async def test_a_call_that_fails_while_draining_is_not_repeated(upstream: HostileUpstream) -> None:
     config = ClientConfig(retry_attempts=5, retry_backoff_factor=0.01)
     async with AsyncHTTPClient(upstream.url(), config=config) as client:
-        running = asyncio.ensure_future(client.get("/status/503?delay=0.05&key=k"))
-        await asyncio.sleep(0.02)
+        running = asyncio.ensure_future(client.get("/status/503?delay=0.3&key=k"))
+        async with asyncio.timeout(5):
+            while upstream.key("k")["count"] == 0:
+                await asyncio.sleep(0.005)
         await client.drain(5.0)
         assert (await running).status_code == 503
     assert upstream.key("k")["count"] == 1
@@ -190,8 +193,8 @@ async def test_a_call_that_fails_while_draining_is_not_repeated(upstream: Hostil
 async def test_a_call_that_waits_for_its_next_attempt_sends_none_once_draining(
     upstream: HostileUpstream, streamed: bool
 ) -> None:
-    config = ClientConfig(retry_attempts=5, retry_backoff_factor=0.1)
-    async with AsyncHTTPClient(upstream.url(), config=config) as client:
+    config, clock = ClientConfig(retry_attempts=5, retry_backoff_factor=0.1), FakeClock(autojump=False)
+    async with AsyncHTTPClient(upstream.url(), config=config, clock=clock) as client:
 
         async def call() -> None:
             request = client.build_request("GET", "/status/503?key=k")
@@ -199,9 +202,12 @@ async def test_a_call_that_waits_for_its_next_attempt_sends_none_once_draining(
 
         running = asyncio.ensure_future(call())
         async with asyncio.timeout(5):
-            while upstream.key("k")["count"] == 0:
+            while not clock.sleeps:
                 await asyncio.sleep(0.005)
-        await client.drain(5.0)
+        draining = asyncio.ensure_future(client.drain(5.0))
+        await asyncio.sleep(0)
+        clock.advance(10.0)
+        await draining
         with pytest.raises(RetryExhaustedError, match="all 1 attempts failed"):
             await running
     assert upstream.key("k")["count"] == 1
