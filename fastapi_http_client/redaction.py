@@ -65,16 +65,16 @@ def printable(text: str, limit: int = _MAX_TEXT) -> str:
 
 def redact_url(url: httpx.URL | str, extra_keys: Iterable[str] = ()) -> str:
     """The URL with its user info and the values of secret query keys masked."""
-    url = httpx.URL(url)
-    if not str(url):
+    if not isinstance(url, httpx.URL):
+        url = httpx.URL(url)
+    scheme, host, path = url.scheme, url.netloc.decode("ascii"), url.raw_path.decode("ascii")
+    if path == "/" and not str(url):
         return ""  # whose path httpx gives as "/"
-    keys = SENSITIVE_QUERY_KEYS | {key.lower() for key in extra_keys}
-    query = _redact_query(url, keys)
-    host = url.netloc.decode("ascii")
+    if "?" in path:
+        keys = SENSITIVE_QUERY_KEYS | {key.lower() for key in extra_keys}
+        path = f"{path.partition('?')[0]}{'?' if url.query else ''}{_redact_query(url, keys)}"
     userinfo = f"{MASK}@" if url.userinfo else ""
-    path = url.raw_path.split(b"?", 1)[0].decode("ascii")
-    scheme = f"{url.scheme}://" if url.scheme else ""
-    return printable(f"{scheme}{userinfo}{host}{path}{'?' if url.query else ''}{query}", 2000)
+    return printable(f"{scheme}://{userinfo}{host}{path}" if scheme else f"{userinfo}{host}{path}", 2000)
 
 
 def _redact_query(url: httpx.URL, keys: Iterable[str]) -> str:

@@ -158,24 +158,24 @@ class Observed:
 
     def end(self, *, response: httpx.Response | None = None, error: BaseException | None = None) -> None:
         elapsed = self._clock.monotonic() - self._started
-        attributes = self._attributes
-        active = _of_active(attributes) if self._instruments is not None else {}
+        # The rest of the attributes. The span has the others already, and an SDK checks each one that it is given.
+        found: dict[str, Any] = {}
         failed = error is not None and not isinstance(error, asyncio.CancelledError)
         if response is not None:
-            attributes["http.response.status_code"] = response.status_code
-            attributes["network.protocol.version"] = response.http_version.removeprefix("HTTP/")
+            found["http.response.status_code"] = response.status_code
+            found["network.protocol.version"] = response.http_version.removeprefix("HTTP/")
             if response.status_code >= 400:
-                attributes["error.type"] = str(response.status_code)
+                found["error.type"] = str(response.status_code)
                 failed = True
         elif error is not None:
-            attributes["error.type"] = _error_type(error)
+            found["error.type"] = _error_type(error)
         if self._instruments is not None:
             # While the span is current, so that the SDK can attach it as an exemplar.
-            self._instruments.duration.record(elapsed, attributes)
-            self._instruments.active.add(-1, active)
+            self._instruments.duration.record(elapsed, self._attributes | found)
+            self._instruments.active.add(-1, _of_active(self._attributes))
         if self._span is not None:
             otel_context.detach(self._token)
-            self._span.set_attributes(attributes)
+            self._span.set_attributes(found)
             if failed:
                 self._span.set_status(StatusCode.ERROR)
             self._span.end()
@@ -206,15 +206,16 @@ def _start_span(
 def _attributes(request: httpx.Request, call: Call) -> dict[str, Any]:
     """What span and metric have in common, known before the request is sent."""
     url = request.url
-    attributes: dict[str, Any] = {
-        "http.request.method": _method(request),
-        "server.address": url.host,
-        "server.port": url.port or _PORTS.get(url.scheme, 0),
-        "url.scheme": url.scheme,
-    }
+    attributes = {"http.request.method": _method(request), **_of_origin(url.scheme, url.netloc)}
     if call.url_template:
         attributes["url.template"] = call.url_template
     return attributes
+
+
+@functools.lru_cache(maxsize=256)
+def _of_origin(scheme: str, netloc: bytes) -> dict[str, Any]:
+    url = httpx.URL(f"{scheme}://{netloc.decode('ascii')}")
+    return {"server.address": url.host, "server.port": url.port or _PORTS.get(scheme, 0), "url.scheme": scheme}
 
 
 def _of_active(attributes: dict[str, Any]) -> dict[str, Any]:
