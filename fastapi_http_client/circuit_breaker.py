@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import deque
 from collections.abc import Callable, Iterator
 from typing import ClassVar, NamedTuple
 
@@ -78,7 +77,7 @@ class CircuitBreaker:
         self._clock = clock or SYSTEM_CLOCK
         self._clock_is_set = clock is not None
         self._listeners: list[Callable[[StateChange], None]] = []
-        self._untold: deque[StateChange] = deque()
+        self._untold: list[StateChange] = []
 
     @property
     def state(self) -> CircuitState:
@@ -179,16 +178,18 @@ class CircuitBreaker:
 
         A listener may use the breaker: the changes that it makes are told after this one, so all hear them in order.
         """
-        if self._circuit.state is old:
-            return
-        self._untold.append(StateChange(self._name, old, self._circuit.state, now))
+        if self._circuit.state is not old:
+            self._announce(StateChange(self._name, old, self._circuit.state, now))
+
+    def _announce(self, change: StateChange) -> None:
+        self._untold.append(change)
         if len(self._untold) > 1:
             return
         while self._untold:
             try:
                 self._tell_everybody(self._untold[0])
             finally:
-                self._untold.popleft()
+                del self._untold[0]
 
     def _tell_everybody(self, change: StateChange) -> None:
         label = f"circuit breaker {change.name!r}" if change.name else "circuit breaker"

@@ -35,7 +35,7 @@ from fastapi_http_client.lifecycle import ClientStateError, Lifecycle, shielded
 from fastapi_http_client.middleware import Middleware
 from fastapi_http_client.models import HTTPResponse, copy_request
 from fastapi_http_client.oauth2 import OAuth2ClientCredentials
-from fastapi_http_client.pipeline import build, build_token_pipeline
+from fastapi_http_client.pipeline import build
 from fastapi_http_client.policies.retry import RetryBudget, RetryPolicy
 from fastapi_http_client.rate_limiter import TokenBucketRateLimiter
 from fastapi_http_client.redaction import redact_url
@@ -243,7 +243,6 @@ class AsyncHTTPClient(httpx.AsyncClient):
         self.keeps_cookies = self.config.persist_cookies
         self.max_bytes = self.config.max_response_bytes
         self.exchange = Exchange(self)
-        self.fetch_token = build_token_pipeline(self)
         self._handler, self.pipeline = build(self)
         self._fast_attempt = FastAttempt.of(self)
         self._take_base_url()

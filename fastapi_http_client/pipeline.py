@@ -43,6 +43,8 @@ from fastapi_http_client.server_limit import ServerLimit
 from fastapi_http_client.telemetry import ClientSpan, report_limiter_wait
 
 if TYPE_CHECKING:
+    from pydantic import SecretStr
+
     from fastapi_http_client.client import AsyncHTTPClient
     from fastapi_http_client.fleet.circuit_breaker import FleetCircuitBreaker
 
@@ -369,6 +371,7 @@ class Authentication:
 
     def __init__(self, client: AsyncHTTPClient) -> None:
         self._client = client
+        self._fetch: Fetch | None = None  # made for the first token: few clients need one
 
     async def __call__(self, request: httpx.Request, call_next: Handler) -> HTTPResponse:
         call = Call.of(request)
@@ -390,8 +393,7 @@ class Authentication:
     async def _with_token(
         self, auth: OAuth2ClientCredentials, request: httpx.Request, call_next: Handler
     ) -> HTTPResponse:
-        client = self._client
-        token = await auth.token(client.fetch_token, client.lifecycle.spawn)
+        token = await self._token(auth)
         request.headers["Authorization"] = f"Bearer {token.get_secret_value()}"
         replayable = is_replayable(request)  # asked before, for a mock may read the body and leave it with the request
         response = await call_next(request)
@@ -401,9 +403,14 @@ class Authentication:
         if not replayable:
             return response
         await response.aclose()
-        token = await auth.token(client.fetch_token, client.lifecycle.spawn)
+        token = await self._token(auth)
         request.headers["Authorization"] = f"Bearer {token.get_secret_value()}"
         return await call_next(request)
+
+    async def _token(self, auth: OAuth2ClientCredentials) -> SecretStr:
+        if self._fetch is None:
+            self._fetch = build_token_pipeline(self._client)
+        return await auth.token(self._fetch, self._client.lifecycle.spawn)
 
     async def _by_flow(self, auth: httpx.Auth, request: httpx.Request, call_next: Handler) -> HTTPResponse:
         """Any other `httpx.Auth`, by httpx's own protocol: the flow sees each response and may ask for one more."""

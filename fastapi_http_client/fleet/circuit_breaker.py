@@ -330,15 +330,9 @@ class FleetCircuitBreaker(CircuitBreaker):
         state = self._view.state if self._link.is_up and self._view is not None else self._circuit.state
         if state is self._shown:
             return
-        self._untold.append(StateChange(self._name, self._shown, state, now))
+        change = StateChange(self._name, self._shown, state, now)
         self._shown = state
-        if len(self._untold) > 1:
-            return
-        while self._untold:
-            try:
-                self._tell_everybody(self._untold[0])
-            finally:
-                self._untold.popleft()
+        self._announce(change)
 
 
 def _answer(asking: asyncio.Task[CircuitView]) -> CircuitView | None:

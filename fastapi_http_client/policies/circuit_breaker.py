@@ -89,7 +89,7 @@ class Circuit:
         self._resolution = resolution
         self.epoch = 0
         self.recovers_at = 0.0
-        self._window = SlidingWindow(rules.window)
+        self._window = None if rules.failure_rate is None else SlidingWindow(rules.window)
         self._probes: set[Ticket] = set()
         self._failures_in_a_row = 0
         self._enter(CircuitState.CLOSED)
@@ -148,7 +148,7 @@ class Circuit:
         self._failures_in_a_row = self._failures_in_a_row + 1 if failed else 0
         if self._failures_in_a_row >= self.rules.failure_threshold:
             self.trip(now)
-        elif self.rules.failure_rate is not None:
+        elif self._window is not None and self.rules.failure_rate is not None:
             self._window.add(failed, now)
             calls, failures = self._window.calls, self._window.failures
             if calls >= self.rules.minimum_calls and failures / calls >= self.rules.failure_rate:
@@ -169,7 +169,8 @@ class Circuit:
         self._ticket = Ticket(self.epoch)
         self._failures_in_a_row = 0
         self._probes.clear()
-        self._window.clear()
+        if self._window is not None:
+            self._window.clear()
 
     def _is_live(self, probe: Ticket, now: float) -> bool:
         return probe.expires - now > self._resolution
