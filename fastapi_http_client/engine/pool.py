@@ -12,7 +12,7 @@ import httpx
 
 from fastapi_http_client.engine.connect import open_connection
 from fastapi_http_client.engine.connection import Connection
-from fastapi_http_client.engine.errors import NOTHING_SENT, with_facts
+from fastapi_http_client.engine.errors import NOTHING_SENT, DeadlineExceededError, with_facts
 from fastapi_http_client.engine.parser import ResponseParser
 from fastapi_http_client.engine.sweeper import NEVER, Sweeper
 
@@ -20,6 +20,7 @@ RECEIVE_BUFFER_SIZE = 256 * 1024
 """Bytes of a large body read at once, by all connections into the same buffer."""
 SURPLUS_GRACE = 1.0
 """Seconds that an idle connection beyond `max_keepalive_connections` is kept, in case another call wants it."""
+_RESOLUTION = 0.002  # seconds that a timer of uvloop may be early
 
 OriginKey = tuple[bytes, bytes, int | None, str | None]
 
@@ -117,8 +118,8 @@ class ConnectionPool:
     ) -> Connection:
         """A connection to the origin, which the caller must start an exchange on or `abort()`.
 
-        Raises `httpx.PoolTimeout` and `httpx.ConnectTimeout`, also at `end_by`, whichever of them it is that takes so
-        long; `httpx.ConnectError`; and `RuntimeError` once closed.
+        Raises `httpx.PoolTimeout`, `httpx.ConnectTimeout` and `httpx.ConnectError`; `DeadlineExceededError` at
+        `end_by`, whatever it is that takes so long; and `RuntimeError` once closed.
         """
         origin = self._origins.get(key)
         if origin is None:
@@ -143,13 +144,16 @@ class ConnectionPool:
                     raise RuntimeError(CLOSED_MESSAGE)
                 if got is _Wakeup.TIMED_OUT:
                     within = "in time" if pool_timeout is None else f"within {pool_timeout:g} s"
-                    raise httpx.PoolTimeout(
-                        f"no connection became free {within} (all {self._max_connections} are in use)"
-                    )
+                    what = f"no connection became free {within} (all {self._max_connections} are in use)"
+                    raise with_facts(httpx.PoolTimeout(what), NOTHING_SENT)
                 if not got.closed:  # else it was lost on its way here
                     if not got.has_ended_unseen():
                         return got
                     got.abort()
+        except httpx.TimeoutException as error:
+            if self.loop.time() < end_by - _RESOLUTION:
+                raise
+            raise with_facts(DeadlineExceededError("there was no connection in time"), NOTHING_SENT) from error
         finally:
             self._unpin(origin)
 

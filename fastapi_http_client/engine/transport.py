@@ -10,14 +10,13 @@ from collections.abc import Mapping
 import httpx
 
 from fastapi_http_client.engine.connection import Connection, Exchange
-from fastapi_http_client.engine.errors import NOTHING_SENT, DeadlineExceededError, with_facts
+from fastapi_http_client.engine.errors import NOTHING_SENT, with_facts
 from fastapi_http_client.engine.parser import ResponseParser
 from fastapi_http_client.engine.pool import CLOSED_MESSAGE, ConnectionPool, OriginKey
 from fastapi_http_client.engine.request import OutgoingRequest, encode_request
 from fastapi_http_client.engine.response import received_response, streamed_response, whole_response
 from fastapi_http_client.engine.sweeper import NEVER
 
-_RESOLUTION = 0.002  # seconds that a timer of uvloop may be early
 _NO_TIMEOUTS: Mapping[str, float | None] = {}
 
 
@@ -77,7 +76,15 @@ class AsyncioTransport(httpx.AsyncBaseTransport):
         Raises httpx's `TransportError` classes, and `RuntimeError` for a wrong loop or a closed transport.
         """
         key, outgoing = _prepared(request)
-        exchange = await self._started(key, outgoing, request, streamed=True, max_bytes=None)
+        pool, timeouts = self._current_pool(), _timeouts(request)
+        try:
+            connection = pool.take_idle(key) or await pool.acquire(
+                key, connect_timeout=timeouts.get("connect"), pool_timeout=timeouts.get("pool")
+            )
+        except httpx.RequestError as error:
+            error.request = request
+            raise
+        exchange = self._begun(connection, outgoing, request, timeouts, streamed=True)
         try:
             if exchange.sending:
                 await exchange.send_rest(outgoing)
@@ -119,7 +126,18 @@ class AsyncioTransport(httpx.AsyncBaseTransport):
         `request` is what its timeouts and errors belong to. After `within` seconds, whatever has come by then,
         `engine.errors.DeadlineExceededError` (an `httpx.ReadTimeout`) is raised. Otherwise like `fetch()`.
         """
-        exchange = await self._started(key, outgoing, request, streamed=False, max_bytes=max_bytes, within=within)
+        pool, timeouts = self._current_pool(), _timeouts(request)
+        end_by = NEVER if within == NEVER else pool.loop.time() + within
+        try:
+            connection = pool.take_idle(key) or await pool.acquire(
+                key, connect_timeout=timeouts.get("connect"), pool_timeout=timeouts.get("pool"), end_by=end_by
+            )
+        except httpx.RequestError as error:
+            error.request = request
+            raise
+        exchange = self._begun(
+            connection, outgoing, request, timeouts, streamed=False, max_bytes=max_bytes, end_by=end_by
+        )
         try:
             if exchange.sending:
                 await exchange.send_rest(outgoing)
@@ -142,25 +160,25 @@ class AsyncioTransport(httpx.AsyncBaseTransport):
             raise RuntimeError(_OTHER_LOOP_MESSAGE)
         await pool.aclose()
 
-    async def _started(
-        self,
-        key: OriginKey,
-        outgoing: OutgoingRequest,
-        request: httpx.Request,
-        *,
-        streamed: bool,
-        max_bytes: int | None,
-        within: float = NEVER,
-    ) -> Exchange:
-        """Begin an exchange on a connection of the pool. Nothing is sent, or held, when this raises."""
+    def _current_pool(self) -> ConnectionPool:
         pool = self._pool
         if pool is None or self._closed or pool.loop is not asyncio.get_running_loop():
-            pool = self._bind()
-        end_by = NEVER if within == NEVER else pool.loop.time() + within
-        timeouts = request.extensions.get("timeout") or _NO_TIMEOUTS
-        connection = pool.take_idle(key)
-        if connection is None:
-            connection = await self._acquired(pool, key, request, timeouts, end_by)
+            return self._bind()
+        return pool
+
+    @classmethod
+    def _begun(
+        cls,
+        connection: Connection,
+        outgoing: OutgoingRequest,
+        request: httpx.Request,
+        timeouts: Mapping[str, float | None],
+        *,
+        streamed: bool,
+        max_bytes: int | None = None,
+        end_by: float = NEVER,
+    ) -> Exchange:
+        """An exchange on the connection, with the request's head sent."""
         exchange = connection.start(
             outgoing,
             read_timeout=timeouts.get("read"),
@@ -172,29 +190,9 @@ class AsyncioTransport(httpx.AsyncBaseTransport):
         try:
             exchange.send_head(outgoing)
         except BaseException as error:
-            self._give_up(exchange, request, error)
+            cls._give_up(exchange, request, error)
             raise
         return exchange
-
-    @staticmethod
-    async def _acquired(
-        pool: ConnectionPool,
-        key: OriginKey,
-        request: httpx.Request,
-        timeouts: Mapping[str, float | None],
-        end_by: float,
-    ) -> Connection:
-        try:
-            return await pool.acquire(
-                key, connect_timeout=timeouts.get("connect"), pool_timeout=timeouts.get("pool"), end_by=end_by
-            )
-        except httpx.RequestError as error:
-            error.request = request
-            with_facts(error, NOTHING_SENT)
-            if isinstance(error, httpx.TimeoutException) and pool.loop.time() >= end_by - _RESOLUTION:
-                late = DeadlineExceededError("there was no connection in time", request=request)
-                raise with_facts(late, NOTHING_SENT) from error
-            raise
 
     def _bind(self) -> ConnectionPool:
         """The pool, made for the running loop at the first call."""
@@ -222,6 +220,10 @@ class AsyncioTransport(httpx.AsyncBaseTransport):
 
 
 _OTHER_LOOP_MESSAGE = "this transport belongs to another event loop: make one for each loop"
+
+
+def _timeouts(request: httpx.Request) -> Mapping[str, float | None]:
+    return request.extensions.get("timeout") or _NO_TIMEOUTS
 
 
 def _prepared(request: httpx.Request) -> tuple[OriginKey, OutgoingRequest]:
