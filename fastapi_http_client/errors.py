@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import httpx
@@ -30,8 +29,7 @@ from fastapi_http_client.redaction import redact_request
 TimeoutPhase = Literal["connect", "read", "write", "pool", "attempt", "total"]
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(NamedTuple):
     """One entry of the ledger: what one attempt of a call came to.
 
     `status` is the response's status code, or None when there was none and `error` says why. `elapsed` is how
@@ -87,7 +85,7 @@ class HTTPClientError(Exception):
 
 def _plain(attempts: Sequence[Attempt]) -> tuple[Attempt, ...]:
     """The ledger without live exceptions, which hold requests, tracebacks and often the error that holds the ledger."""
-    return tuple(a if a.error is None else replace(a, error=HTTPClientError(str(a.error))) for a in attempts)
+    return tuple(a if a.error is None else a._replace(error=HTTPClientError(str(a.error))) for a in attempts)
 
 
 def _rebuild(classes: tuple[type[HTTPClientError], ...], message: str, state: dict[str, Any]) -> HTTPClientError:

@@ -68,10 +68,11 @@ _MAX_TRACE_MEMBERS = 32  # W3C Trace Context, section 3.3.1.1
 _VISIBLE = re.compile(r"[\x20-\x7e\t]*")
 _BAGGAGE_TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _BAGGAGE_VALUE = r"[\x21\x23-\x2b\x2d-\x3a\x3c-\x5b\x5d-\x7e]*"
-_BAGGAGE_MEMBER = re.compile(
+# Compiled, and kept by `re`, when the first of them comes in: an import is to be quick.
+_BAGGAGE_MEMBER = (
     rf"{_BAGGAGE_TOKEN}[ \t]*=[ \t]*{_BAGGAGE_VALUE}(?:[ \t]*;[ \t]*{_BAGGAGE_TOKEN}(?:={_BAGGAGE_VALUE})?)*"
 )
-_TRACE_MEMBER = re.compile(
+_TRACE_MEMBER = (
     r"(?P<key>[a-z][a-z0-9_\-*/]{0,255}|[a-z0-9][a-z0-9_\-*/]{0,240}@[a-z][a-z0-9_\-*/]{0,13})"
     r"=[\x20-\x2b\x2d-\x3c\x3e-\x7e]{0,255}[\x21-\x2b\x2d-\x3c\x3e-\x7e]"
 )
@@ -271,7 +272,7 @@ def _baggage(values: list[str]) -> list[str]:
     if sum(map(len, values)) > _MAX_VALUE or len(members) > _MAX_MEMBERS:
         return []
     texts = [member.strip(" \t") for member in members]
-    good = [text for text in texts if len(text) <= _MAX_MEMBER and _BAGGAGE_MEMBER.fullmatch(text)]
+    good = [text for text in texts if len(text) <= _MAX_MEMBER and re.fullmatch(_BAGGAGE_MEMBER, text)]
     return [",".join(good)] if good else []
 
 
@@ -282,7 +283,7 @@ def _tracestate(values: list[str]) -> list[str]:
         return []
     keys = set()
     for member in members:
-        match = _TRACE_MEMBER.fullmatch(member)
+        match = re.fullmatch(_TRACE_MEMBER, member)
         if match is None or match["key"] in keys:
             return []
         keys.add(match["key"])
