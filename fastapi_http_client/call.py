@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import httpx
 
@@ -94,4 +94,5 @@ class Call:
 
     @staticmethod
     def of(request: httpx.Request) -> Call:
-        return cast("Call", request.extensions[KEY])
+        call: Call = request.extensions[KEY]
+        return call

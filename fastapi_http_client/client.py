@@ -454,7 +454,7 @@ class AsyncHTTPClient(httpx.AsyncClient):
         self.lifecycle.enter()
         try:
             if self._fast_attempt is not None and not stream:
-                answer = await self._fast_attempt(request)
+                answer = await self._fast_attempt(request, call)
                 if answer is not None:
                     self.lifecycle.leave()
                     return answer

@@ -96,10 +96,9 @@ class FastAttempt:
             return None
         return cls(client)
 
-    async def __call__(self, request: httpx.Request) -> HTTPResponse | None:
+    async def __call__(self, request: httpx.Request, call: Call) -> HTTPResponse | None:
         """The response of a plain success. None: the call is the pipeline's, with its first attempt made or not."""
         client = self._client
-        call = Call.of(request)
         hooks = client.event_hooks
         if hooks["request"] or hooks["response"] or client.server_limit.is_pausing:
             return None

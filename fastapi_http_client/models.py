@@ -103,6 +103,9 @@ class HTTPResponse(httpx.Response):
         Raises `json.JSONDecodeError` or `UnicodeDecodeError` (both `ValueError`) when the body is no JSON.
         """
         try:
+            body = self.content
+            if not kwargs and body[:1] in (b"{", b"[") and body[1:2] != b"\0":
+                return json.loads(body.decode("utf-8", "surrogatepass"))  # what `json` would find out at length
             return super().json(**kwargs)
         except RecursionError:
             raise json.JSONDecodeError("nested too deeply", "", 0) from None

@@ -99,6 +99,23 @@ def test_what_is_no_json_is_a_value_error(name: str) -> None:
             response.json()
 
 
+def outcome_of_json(response: httpx.Response) -> Any:
+    try:
+        return response.json()
+    except ValueError as error:
+        return type(error), str(error)
+
+
+@pytest.mark.parametrize("coding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize(
+    "text", ["{}", "[]", "{", "[ü]", '{"a": "ü"}', '["\\ud800"]', "[1] ", " [1]", "1", '"\ud800"', ""]
+)
+def test_json_is_read_in_every_coding_as_httpx_reads_it(text: str, coding: str) -> None:
+    body = text.encode(coding, "surrogatepass")
+    for part in (body, body[:1], body[:2], body[:3]):
+        assert outcome_of_json(HTTPResponse(200, content=part)) == outcome_of_json(httpx.Response(200, content=part))
+
+
 @pytest.mark.parametrize(
     ("name", "value"), [("bom", {"a": 1}), ("utf16", {"a": "b"}), ("scalar", "just a string"), ("null", None)]
 )
