@@ -12,7 +12,6 @@ is not for here has not been touched. `tests/test_fast_attempt.py` compares the 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Container
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -215,17 +214,15 @@ class FastAttempt:
             self._lines = HeaderLines(_signed(request.headers.raw, credential))
             self._names = set(request.headers.keys())
             self._entries, self._credential = known, credential
-        return self._lines.request(request.method, request.url.raw_path, self._context(call, self._names))
+        context = self._propagation.context_headers(call, self._names)
+        return self._lines.request(request.method, request.url.raw_path, context)
 
     def _encoded(self, request: httpx.Request, call: Call, auth: CredentialAuth | None) -> OutgoingRequest:
         """The same for any other request."""
         headers = _signed(request.headers.raw, None if auth is None else auth.fixed_header())
-        context = self._context(call, request.headers.keys())
-        return encode(request.method, request.url.raw_path, [*headers, *context], request.stream)
-
-    def _context(self, call: Call, present: Container[str]) -> list[tuple[bytes, bytes]]:
-        headers = self._propagation.context_headers(call, present)
-        return [(name.encode("ascii"), value.encode("ascii")) for name, value in headers.items()]
+        context = self._propagation.context_headers(call, request.headers.keys())
+        headers = [*headers, *((name.encode("ascii"), value.encode("ascii")) for name, value in context.items())]
+        return encode(request.method, request.url.raw_path, headers, request.stream)
 
     def _end_of_call(self, error: Exception, request: httpx.Request, *, timed_out: bool) -> HTTPRequestError | None:
         """The error to raise when it is not just the attempt that is over: the client was closed, or time is up."""

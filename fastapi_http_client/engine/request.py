@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 
 import httpx
 
@@ -160,27 +160,30 @@ class HeaderLines:
     Raises what `encode()` raises.
     """
 
-    __slots__ = ("_last", "_lines")
+    __slots__ = ("_addable", "_last", "_lines")
 
     def __init__(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
         checked = encode("GET", b"/", headers, _NO_BODY)
         self._last = checked.last
         self._lines = checked.head.partition(b"\r\n")[2][:-2]
+        self._addable: set[str] = set()  # names that have been added before
 
-    def request(self, method: str, target: bytes, more: Sequence[tuple[bytes, bytes]]) -> OutgoingRequest:
+    def request(self, method: str, target: bytes, more: Mapping[str, str]) -> OutgoingRequest:
         """A request with these lines and `more`, which must not be headers of the framing."""
         added = b""
-        for name, value in more:
-            role = _known_names.get(name)
-            if role is None:
-                role = _learn_name(name)
-            if role:
-                raise httpx.LocalProtocolError(f"{name.decode()} belongs to the framing and cannot be added")
-            added += b"%b: %b\r\n" % (name, value)
-        if added:
+        if more:
+            if not more.keys() <= self._addable:
+                self._check_names(more)
+            added = "".join([f"{name}: {value}\r\n" for name, value in more.items()]).encode("ascii")
             _check_bytes(added, len(more))
         head = b"%b\r\n%b%b\r\n" % (_request_line(method, target), self._lines, added)
         return OutgoingRequest(head, b"", None, chunked=False, length=0, last=self._last, head_only=method == "HEAD")
+
+    def _check_names(self, more: Mapping[str, str]) -> None:
+        for name in more:
+            if _learn_name(name.encode("ascii")):
+                raise httpx.LocalProtocolError(f"{name} belongs to the framing and cannot be added")
+        self._addable.update(more)  # a few of them: those of the context
 
 
 _NO_BODY = httpx.ByteStream(b"")
