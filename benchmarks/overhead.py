@@ -1,6 +1,6 @@
 """What the pipeline and a span cost without a network: every client asks the same `httpx.MockTransport`.
 
-python -m benchmarks.overhead httpx|ours|spans        (the process of one of them)
+python -m benchmarks.overhead httpx|ours|spans|sdk        (the process of one of them)
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httpx
+from opentelemetry import context as otel_context
+from opentelemetry import propagate, trace
 
 from benchmarks.bench import Bench, Child, answer_questions, difference, in_turns, medians, ratio
 from benchmarks.subjects import Target
@@ -25,7 +27,7 @@ ORIGIN = "https://api.example.com"
 
 
 def measure(bench: Bench) -> dict[str, Any]:
-    children = {name: Child("overhead", name) for name in ("httpx", "ours", "spans")}
+    children = {name: Child("overhead", name) for name in ("httpx", "ours", "spans", "sdk")}
     try:
         return {path: _figures(bench, children, path) for path in ("/users/octocat", "/users/{}")}
     finally:
@@ -43,7 +45,35 @@ def _figures(bench: Bench, children: dict[str, Child], path: str) -> dict[str, f
     }
 
 
+def _sdk_alone() -> Get:
+    """What the SDK does for one span of ours, and nothing else: what no client can save."""
+    record_spans()
+    tracer = trace.get_tracer("benchmark")
+    parent = propagate.extract({"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"})
+    response = httpx.Response(200)
+
+    async def span(path: str) -> httpx.Response:
+        attributes = {
+            "http.request.method": "GET",
+            "server.address": "api.example.com",
+            "server.port": 443,
+            "url.scheme": "https",
+            "url.full": ORIGIN + path,
+        }
+        started = tracer.start_span("GET", context=parent, kind=trace.SpanKind.CLIENT, attributes=attributes)
+        token = otel_context.attach(trace.set_span_in_context(started, parent))
+        propagate.inject({})
+        otel_context.detach(token)
+        started.set_attributes({"http.response.status_code": 200, "network.protocol.version": "1.1"})
+        started.end()
+        return response
+
+    return span
+
+
 def _client(who: str) -> Get:
+    if who == "sdk":
+        return _sdk_alone()
     transport = httpx.MockTransport(lambda _: httpx.Response(200, content=b'{"id": 1, "name": "octocat"}'))
     if who == "httpx":
         return httpx.AsyncClient(base_url=ORIGIN, headers={"Authorization": "Bearer token"}, transport=transport).get
