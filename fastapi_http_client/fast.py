@@ -5,6 +5,7 @@ Every function names the case that it is for and is compared with httpx's own re
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,6 +14,8 @@ import httpx
 from fastapi_http_client.models import copy_request
 
 NO_BODY = httpx.ByteStream(b"")
+_NEEDS_NO_PARSING = re.compile(r"/(?:[A-Za-z0-9_~-][A-Za-z0-9_~/-]{0,1000})?")
+"""Paths of letters, digits and marks that no URL quotes: no dots, no `//` at the beginning, and not too long."""
 _WITHOUT_BODY = frozenset({"GET", "HEAD", "OPTIONS", "DELETE"})
 
 
@@ -28,6 +31,22 @@ def entries(headers: httpx.Headers) -> list[Any]:
     """
     found: list[Any] | None = getattr(headers, "_list", None)
     return headers.raw if found is None else found
+
+
+def below(base: httpx.URL, path: str) -> httpx.URL | None:
+    """`base.copy_with(raw_path=base.raw_path + path[1:])` for a path that is the same whether it is parsed or not.
+
+    None for any other path, for a base with more than an origin and a path, and when httpx keeps a URL's parts
+    elsewhere: a private attribute (as of 0.28). Parsing anew takes 20 µs, for a path that may never come again.
+    """
+    parts = getattr(base, "_uri_reference", None)
+    if parts is None or not parts.host or parts.query is not None or parts.fragment is not None:
+        return None
+    if not parts.path.endswith("/") or not _NEEDS_NO_PARSING.fullmatch(path):
+        return None
+    url = httpx.URL.__new__(type(base))
+    url._uri_reference = parts._replace(path=parts.path + path[1:])
+    return url
 
 
 class PlainRequest(httpx.Request):

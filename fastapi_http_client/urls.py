@@ -10,6 +10,7 @@ from urllib.parse import quote, unquote
 import httpx
 
 from fastapi_http_client.errors import HTTPRequestError
+from fastapi_http_client.fast import below
 
 _FIELD = re.compile(r"\{([^{}]*)\}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -98,7 +99,7 @@ class Joiner:
             return join(self.base, path, template)
         url = self._known.get(path)
         if url is None:
-            url = join(self.base, path)
+            url = below(self.base, path) or join(self.base, path)
             if len(self._known) >= self.MOST:
                 oldest = self._known.pop(next(iter(self._known)))
                 self._below.pop(id(oldest), None)

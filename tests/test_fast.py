@@ -3,9 +3,12 @@
 import httpx
 import pytest
 from httpx import USE_CLIENT_DEFAULT
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from fastapi_http_client.client import AsyncHTTPClient
-from fastapi_http_client.fast import PlainRequests, header_names, is_plain, wire_copy
+from fastapi_http_client.fast import PlainRequests, below, header_names, is_plain, wire_copy
+from fastapi_http_client.urls import join
 
 CASES = [
     {},
@@ -20,6 +23,55 @@ CASES = [
     {"timeout": httpx.Timeout(1, read=2)},
     {"timeout": USE_CLIENT_DEFAULT},
 ]
+
+
+BASES = [
+    "https://api.example.com/",
+    "https://user:secret@api.example.com:8443/v1/",
+    "http://[::1]:8000/a%20b/",
+    "http://münchen.example/ü/",
+]
+NO_BASES = [
+    "",
+    "/",
+    "/v1/",
+    "https://api.example.com/v1",
+    "https://api.example.com/?a=1",
+    "https://api.example.com/#top",
+]
+
+
+@given(base=st.sampled_from(BASES), path=st.text("aZ9_~-/.%:@?#\\é \n", max_size=12).map("/{}".format))
+@example(base=BASES[0], path="/")
+@example(base=BASES[0], path="/" + "a" * 1001)
+@example(base=BASES[0], path="/" + "a" * 1002)
+@example(base=BASES[1], path="/users/00-af_1~//x/")
+def test_a_path_that_needs_no_parsing_is_joined_as_httpx_joins_it(base: str, path: str) -> None:
+    url = httpx.URL(base)
+    joined = below(url, path)
+    if joined is None:
+        assert len(path) > 1002 or path.startswith("//") or not set(path) <= set("aZ9_~-/")
+        return
+    expected = url.copy_with(raw_path=url.raw_path + path.encode()[1:])
+    assert vars(joined) == vars(expected) == vars(join(url, path))
+    assert (joined, hash(joined), joined.raw_path) == (expected, hash(expected), expected.raw_path)
+
+
+@pytest.mark.parametrize("base", NO_BASES)
+def test_only_an_origin_with_a_path_is_joined_without_parsing(base: str) -> None:
+    assert below(httpx.URL(base), "/users") is None
+
+
+def test_without_httpxs_private_attribute_the_path_is_parsed() -> None:
+    class Other(httpx.URL):
+        def __getattribute__(self, name: str) -> object:
+            if name == "_uri_reference":
+                raise AttributeError(name)
+            return super().__getattribute__(name)
+
+    url = httpx.URL("https://api.example.com/")
+    url.__class__ = Other
+    assert below(url, "/users") is None
 
 
 @pytest.mark.parametrize("options", CASES, ids=str)
