@@ -42,10 +42,11 @@ def below(base: httpx.URL, path: str) -> httpx.URL | None:
     parts = getattr(base, "_uri_reference", None)
     if parts is None or not parts.host or parts.query is not None or parts.fragment is not None:
         return None
-    if not parts.path.endswith("/") or not _NEEDS_NO_PARSING.fullmatch(path):
+    root = parts.path or "/"
+    if not root.endswith("/") or not _NEEDS_NO_PARSING.fullmatch(path):
         return None
     url = httpx.URL.__new__(type(base))
-    url._uri_reference = parts._replace(path=parts.path + path[1:])
+    url._uri_reference = parts._replace(path=root + path[1:])
     return url
 
 

@@ -26,6 +26,7 @@ CASES = [
 
 
 BASES = [
+    "https://api.example.com",
     "https://api.example.com/",
     "https://user:secret@api.example.com:8443/v1/",
     "http://[::1]:8000/a%20b/",
