@@ -152,7 +152,7 @@ class Exchange:
             if self.error is not None:
                 raise self.error
             try:
-                await self._next_step("read")
+                await self._next_step("read")  # not by `_wait()`: every call comes here, and a coroutine costs a µs
             finally:
                 self._waiter = None
                 self.deadline = NEVER
