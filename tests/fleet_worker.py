@@ -11,6 +11,7 @@ import json
 import logging
 import sys
 import time
+from collections import defaultdict
 from hashlib import sha1
 from typing import Any
 
@@ -38,11 +39,12 @@ async def _go() -> None:
 
 
 class LedgerStore(RedisStore):
-    """Valkey, with a ledger: (from when on in its own µs, how many permits it granted, how many came back)."""
+    """Valkey, with a ledger of each limit: (from when on in its own µs, how many permits it granted, how many came
+    back)."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
-        self.ledger: list[tuple[int, int, int]] = []
+        self.ledgers: defaultdict[str, list[tuple[int, int, int]]] = defaultdict(list)
         text = self._limit.text.replace("return {granted, wait}", "return {granted, wait, now}")
         self._limit.text, self._limit.digest = text, sha1(text.encode()).hexdigest()
 
@@ -50,7 +52,7 @@ class LedgerStore(RedisStore):
         numbers = (wanted.get(key, 0) for key in ("least", "most", "ahead"))
         arguments = (limit.price, limit.capacity, 1 << limit.shift, *numbers, returned)
         tokens, wait, now = await self._run(self._limit, "limit", name, *arguments)
-        self.ledger += [(now, 0, returned), (now + wait, tokens, 0)] if tokens else [(now, 0, returned)]
+        self.ledgers[name] += [(now, 0, returned), (now + wait, tokens, 0)] if tokens else [(now, 0, returned)]
         return Grant(tokens, wait)
 
 
@@ -74,8 +76,8 @@ async def _take_permits(
     cancel_every: int = 0,
 ) -> Any:
     """Take permits with so many callers for so long; every n-th call is given up after a moment."""
-    limiter = fleet.rate_limiter(f"case{number}", rate, burst)
-    store.ledger.clear()
+    name = f"case{number}"
+    limiter, ledger = fleet.rate_limiter(name, rate, burst), store.ledgers[name]
     order: list[int] = []
     numbers = iter(range(10**9))
     await _go()
@@ -103,11 +105,11 @@ async def _take_permits(
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     async with asyncio.timeout(30):  # what was not used is given back
-        while sum(granted - returned for _, granted, returned in store.ledger) != len(order):
+        while sum(granted - returned for _, granted, returned in ledger) != len(order):
             await asyncio.sleep(0.01)
     return {
         "used": len(order),
-        "ledger": list(store.ledger),
+        "ledger": ledger,
         "in_order": order == sorted(order),
         "commands": limiter.commands,
         "was_up": fleet.is_up,
