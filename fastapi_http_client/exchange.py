@@ -241,7 +241,7 @@ def _phase(error: httpx.TimeoutException) -> TimeoutPhase:
 
 def was_never_sent(cut_off: Exception) -> bool:
     """Whether a limit of ours struck while a connection was still being opened, as the transport then notes."""
-    for error in (cut_off, cut_off.__cause__):
+    for error in (cut_off, cut_off.__cause__ or cut_off.__context__):  # Python 3.11.2 gives a timeout no cause
         facts = None if error is None else exchange_facts(error)
         if facts is not None:
             return not facts.request_sent
