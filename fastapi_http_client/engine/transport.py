@@ -126,6 +126,7 @@ class AsyncioTransport(httpx.AsyncBaseTransport):
         `request` is what its timeouts and errors belong to. After `within` seconds, whatever has come by then,
         `engine.errors.DeadlineExceededError` (an `httpx.ReadTimeout`) is raised. Otherwise like `fetch()`.
         """
+        # As above, and not by a coroutine of both: each call that waits for a connection would hold one more.
         pool, timeouts = self._current_pool(), _timeouts(request)
         end_by = NEVER if within == NEVER else pool.loop.time() + within
         try:

@@ -89,7 +89,7 @@ class Circuit:
         self._resolution = resolution
         self.epoch = 0
         self.recovers_at = 0.0
-        self._window = None if rules.failure_rate is None else SlidingWindow(rules.window)
+        self._window = SlidingWindow(rules.window)
         self._probes: set[Ticket] = set()
         self._failures_in_a_row = 0
         self._enter(CircuitState.CLOSED)
@@ -148,7 +148,7 @@ class Circuit:
         self._failures_in_a_row = self._failures_in_a_row + 1 if failed else 0
         if self._failures_in_a_row >= self.rules.failure_threshold:
             self.trip(now)
-        elif self._window is not None and self.rules.failure_rate is not None:
+        elif self.rules.failure_rate is not None:
             self._window.add(failed, now)
             calls, failures = self._window.calls, self._window.failures
             if calls >= self.rules.minimum_calls and failures / calls >= self.rules.failure_rate:
@@ -169,8 +169,7 @@ class Circuit:
         self._ticket = Ticket(self.epoch)
         self._failures_in_a_row = 0
         self._probes.clear()
-        if self._window is not None:
-            self._window.clear()
+        self._window.clear()
 
     def _is_live(self, probe: Ticket, now: float) -> bool:
         return probe.expires - now > self._resolution
@@ -193,8 +192,7 @@ class SlidingWindow:
     def clear(self) -> None:
         self.calls = 0
         self.failures = 0
-        self._newest = 0
-        self._buckets = [[0, 0] for _ in range(self._BUCKETS)]  # calls and failures, bucket n at n modulo their number
+        self._buckets: list[list[int]] = []  # calls and failures, bucket n at n modulo their number
 
     def add(self, failed: bool, now: float) -> None:
         if self.calls:
@@ -202,6 +200,7 @@ class SlidingWindow:
         if not self.calls:
             self._start = now
             self._newest = 0
+            self._buckets = [[0, 0] for _ in range(self._BUCKETS)]
         bucket = self._buckets[self._newest % self._BUCKETS]
         bucket[0] += 1
         bucket[1] += failed
