@@ -71,7 +71,7 @@ async def test_three_thousand_calls_of_a_hundred_callers_open_a_hundred_connecti
 
 @pytest.mark.parametrize(
     ("what", "connections", "before", "kib"),
-    [("in flight", 5000, 20, 9.2), ("waiting for a connection", 20, 40, 6.1)],
+    [("in flight", 5000, 20, 9.2), ("waiting for a connection", 20, 40, 5.6)],
 )
 def test_a_call_takes_little_memory(loopback: Bench, what: str, connections: int, before: int, kib: float) -> None:
     target = loopback.target("/hang", connections=connections)
