@@ -102,21 +102,20 @@ def _app_with_ours(target: Target) -> FastAPI:
 
 def main() -> None:
     name, loop, target = sys.argv[1:]
-    sock = socket.create_server(("127.0.0.1", 0), backlog=1024)
-    config = uvicorn.Config(
-        _app(name, Target(**json.loads(target))), loop=loop, http="httptools", log_level="error", access_log=False
-    )
+    app = _app(name, Target(**json.loads(target)))
+    config = uvicorn.Config(app, port=0, loop=loop, http="httptools", log_level="error", access_log=False)
     server = uvicorn.Server(config)
     startup = server.startup
 
     async def startup_then_tell(sockets: list[socket.socket] | None = None) -> None:
         await startup(sockets)
-        print(json.dumps(f"http://127.0.0.1:{sock.getsockname()[1]}"), flush=True)
+        _, port = server.servers[0].sockets[0].getsockname()
+        print(json.dumps(f"http://127.0.0.1:{port}"), flush=True)
 
     server.startup = startup_then_tell  # type: ignore[method-assign]
     threading.Thread(target=answer_questions, args=(lambda _: time.process_time(),), daemon=True).start()
     with contextlib.suppress(asyncio.CancelledError):
-        server.run(sockets=[sock])
+        server.run()
 
 
 if __name__ == "__main__":
