@@ -25,7 +25,6 @@ from fastapi_http_client.engine.errors import DeadlineExceededError
 from fastapi_http_client.engine.pool import OriginKey
 from fastapi_http_client.engine.request import HeaderLines, OutgoingRequest, encode
 from fastapi_http_client.engine.response import received_response
-from fastapi_http_client.engine.sweeper import NEVER
 from fastapi_http_client.engine.transport import origin_key
 from fastapi_http_client.errors import HTTPRequestError
 from fastapi_http_client.exchange import failure, total_timeout, without_secrets
@@ -37,6 +36,7 @@ from fastapi_http_client.policies.retry import NON_IDEMPOTENT
 from fastapi_http_client.propagation import Propagation
 from fastapi_http_client.rate_limiter import TokenBucketRateLimiter
 from fastapi_http_client.server_limit import HINTS
+from fastapi_http_client.sweeper import NEVER
 from fastapi_http_client.telemetry import ClientSpan
 from fastapi_http_client.transport import engine_for_plain, engine_of
 

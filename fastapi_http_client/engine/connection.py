@@ -20,7 +20,7 @@ from fastapi_http_client.engine.errors import (
     with_facts,
 )
 from fastapi_http_client.engine.parser import ResponseParser
-from fastapi_http_client.engine.sweeper import NEVER
+from fastapi_http_client.sweeper import NEVER
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,7 +14,7 @@ from fastapi_http_client.engine.connect import open_connection
 from fastapi_http_client.engine.connection import Connection
 from fastapi_http_client.engine.errors import NOTHING_SENT, DeadlineExceededError, with_facts
 from fastapi_http_client.engine.parser import ResponseParser
-from fastapi_http_client.engine.sweeper import NEVER, Sweeper
+from fastapi_http_client.sweeper import NEVER, Sweeper
 
 RECEIVE_BUFFER_SIZE = 256 * 1024
 """Bytes of a large body read at once, by all connections into the same buffer."""

@@ -15,7 +15,7 @@ from fastapi_http_client.engine.parser import ResponseParser
 from fastapi_http_client.engine.pool import CLOSED_MESSAGE, ConnectionPool, OriginKey
 from fastapi_http_client.engine.request import OutgoingRequest, encode_request
 from fastapi_http_client.engine.response import received_response, streamed_response, whole_response
-from fastapi_http_client.engine.sweeper import NEVER
+from fastapi_http_client.sweeper import NEVER
 
 _NO_TIMEOUTS: Mapping[str, float | None] = {}
 

@@ -1,4 +1,4 @@
-"""One timer for all the time limits of a transport."""
+"""One timer for many time limits: those of all connections, of all requests of an application."""
 
 from __future__ import annotations
 
