@@ -23,8 +23,11 @@ from typing import Literal, cast
 import httpx
 from opentelemetry import baggage, propagate, trace
 from opentelemetry import context as otel_context
+from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.context import Context
+from opentelemetry.propagators.composite import CompositePropagator
 from opentelemetry.propagators.textmap import Getter
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from fastapi_http_client.call import Call, Handler
 from fastapi_http_client.config import ClientConfig
@@ -65,6 +68,7 @@ _MAX_MEMBERS = 180  # of a baggage header; W3C Baggage's limit, and OpenTelemetr
 _MAX_MEMBER = 4096
 _MAX_TRACEPARENT = 512  # OpenTelemetry's limit
 _MAX_TRACE_MEMBERS = 32  # W3C Trace Context, section 3.3.1.1
+_TRACEPARENT = re.compile(rb"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _VISIBLE = re.compile(r"[\x20-\x7e\t]*")
 _BAGGAGE_TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _BAGGAGE_VALUE = r"[\x21\x23-\x2b\x2d-\x3a\x3c-\x5b\x5d-\x7e]*"
@@ -165,16 +169,66 @@ class Propagation:
 class _InboundTrace:
     """The trace that came in with a request, and what it looks like on the wire: the same for all its calls."""
 
-    __slots__ = ("_carriers", "context")
+    __slots__ = ("_carriers", "_context", "_headers")
 
     def __init__(self, headers: RawHeaders) -> None:
-        self.context = _extract(headers)
+        self._headers = headers
+        self._context: Context | None = None
         self._carriers: dict[bool, dict[str, str]] = {}
 
+    @property
+    def context(self) -> Context:
+        if self._context is None:
+            self._context = _extract(self._headers)
+        return self._context
+
     def carrier(self, with_baggage: bool) -> dict[str, str]:
-        if with_baggage not in self._carriers:
-            self._carriers[with_baggage] = _inject(self.context, with_baggage)
-        return self._carriers[with_baggage]
+        carrier = self._carriers.get(with_baggage)
+        if carrier is None:
+            carrier = _fast_carrier(self._headers, with_baggage)
+            if carrier is None:
+                carrier = _inject(self.context, with_baggage)
+            self._carriers[with_baggage] = carrier
+        return carrier
+
+
+def _fast_carrier(headers: RawHeaders, with_baggage: bool) -> dict[str, str] | None:
+    """What W3C's propagators, which are OpenTelemetry's default, hand on of nearly all requests, without asking them.
+
+    That is a sound `traceparent`, unchanged, or nothing. None when they are to be asked.
+    """
+    if not _w3c.is_in_use():
+        return None
+    traceparent = None
+    for name, value in headers:
+        if name == b"traceparent":
+            if traceparent is not None or not _TRACEPARENT.fullmatch(value):
+                return None
+            traceparent = value
+        elif name == b"tracestate" or (with_baggage and name == b"baggage"):
+            return None
+    return {} if traceparent is None else {"traceparent": traceparent.decode("ascii")}
+
+
+class _W3C:
+    """Whether OpenTelemetry propagates by the W3C's headers and by nothing else, looked up once a propagator."""
+
+    __slots__ = ("_answer", "_propagator")
+
+    def __init__(self) -> None:
+        self._propagator: object = None
+        self._answer = False
+
+    def is_in_use(self) -> bool:
+        propagator = propagate.get_global_textmap()
+        if propagator is not self._propagator:
+            self._propagator = propagator
+            parts = getattr(propagator, "_propagators", ()) if type(propagator) is CompositePropagator else ()
+            self._answer = [type(part) for part in parts] == [TraceContextTextMapPropagator, W3CBaggagePropagator]
+        return self._answer
+
+
+_w3c = _W3C()
 
 
 def outgoing_context() -> Context:

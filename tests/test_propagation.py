@@ -13,7 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry import baggage, propagate, trace
 from opentelemetry import context as otel_context
+from opentelemetry.baggage.propagation import W3CBaggagePropagator
+from opentelemetry.propagators.composite import CompositePropagator
 from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from fastapi_http_client.call import Call
 from fastapi_http_client.config import ClientConfig
@@ -237,6 +240,58 @@ async def test_the_inbound_headers_are_read_once_per_request(monkeypatch):
         await sent(Propagation(), context=context)
         await sent(INTERNAL, context=context)
     assert len(extractions) == 1
+
+
+class Asked(CompositePropagator):
+    """W3C's two propagators under a name that nobody knows, so that they are always asked."""
+
+
+_HEX = st.sampled_from("0123456789abcdefABCDEFg")
+_TRACEPARENTS = st.one_of(
+    st.just(TRACEPARENT),
+    st.sampled_from(
+        [
+            TRACEPARENT + "-more",
+            "01" + TRACEPARENT[2:],
+            "ff" + TRACEPARENT[2:],
+            "00-" + "0" * 32 + TRACEPARENT[35:],
+            TRACEPARENT[:36] + "0" * 16 + "-01",
+            f" {TRACEPARENT} ",
+            TRACEPARENT + "\n",
+            TRACEPARENT.upper(),
+            "",
+        ]
+    ),
+    st.tuples(*(st.text(_HEX, min_size=size, max_size=size) for size in (2, 32, 16, 2))).map("-".join),
+    st.tuples(st.text(_HEX, min_size=2, max_size=2)).map(lambda flags: TRACEPARENT[:-2] + flags[0]),
+)
+_TRACE_HEADERS = st.one_of(
+    st.tuples(st.just("traceparent"), _TRACEPARENTS),
+    st.tuples(st.just("tracestate"), st.sampled_from(["vendor=1", "a=1,a=2", ""])),
+    st.tuples(st.just("baggage"), st.sampled_from(["user=alice", "broken"])),
+    st.just(("x-tenant", "acme")),
+)
+
+
+@given(st.lists(_TRACE_HEADERS, max_size=4), st.booleans())
+async def test_the_usual_trace_headers_go_out_as_opentelemetry_would_send_them(headers, internal):
+    step = INTERNAL if internal else Propagation()
+    found = await sent(step, context=inbound(headers))
+    before = propagate.get_global_textmap()
+    propagate.set_global_textmap(Asked([TraceContextTextMapPropagator(), W3CBaggagePropagator()]))
+    try:
+        assert found == await sent(step, context=inbound(headers))
+    finally:
+        propagate.set_global_textmap(before)
+
+
+async def test_opentelemetry_is_not_asked_about_a_sound_traceparent_or_none_at_all(monkeypatch):
+    monkeypatch.setattr(propagate, "extract", None)
+    assert await sent(Propagation(), context=inbound({"traceparent": TRACEPARENT})) == {
+        "traceparent": TRACEPARENT,
+        "x-request-id": "request-1",
+    }
+    assert await sent(INTERNAL, context=inbound({})) == {"x-request-id": "request-1"}
 
 
 async def test_other_propagators_are_used_when_they_are_configured(monkeypatch):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from fastapi_http_client.clock import SYSTEM_CLOCK
 from fastapi_http_client.context import (
@@ -17,6 +18,7 @@ from fastapi_http_client.context import (
     new_request_id,
     unbind,
 )
+from fastapi_http_client.sweeper import NEVER, Sweeper
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -29,8 +31,8 @@ _REQUEST_ID: Final = b"x-request-id"
 _HEADER_NAME = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _MILLISECONDS = re.compile(rb"[0-9]{1,10}")
 _CANCELLED_METHODS: Final = frozenset({"GET", "HEAD"})
-_WATCH_AFTER: Final = 0.02
-"""Seconds before a request's connection is watched: most requests are over by then, and never pay for the watching."""
+_WATCH_AFTER: Final = 0.1
+"""Seconds before a caller is watched: most requests are over by then, also of a busy service, and never pay for it."""
 
 _MARK: Final = "__fastapi_http_client_cancel_on_disconnect__"
 
@@ -78,32 +80,36 @@ class RequestContextMiddleware:
         if not isinstance(deadline_header, str) or not re.fullmatch(_HEADER_NAME, deadline_header):
             raise bad_argument("deadline_header", "must be a header name")
         self.app = app
-        self._timeout = request_timeout
-        self._deadline_header = deadline_header.lower().encode("ascii") if trust_deadline_header else None
-        self._cancels = cancel_on_disconnect
+        self._settings = _Settings(
+            request_timeout,
+            deadline_header.lower().encode("ascii") if trust_deadline_header else None,
+            cancel_on_disconnect,
+        )
+        self._watches: _Watches | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
         if kind not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
+        settings = self._settings
+        headers = scope["headers"]
         known: _Request | None = scope.get(_SCOPE_KEY)
         if known is not None:
-            known.cancels = self._cancels
-            if kind == "http":
-                known.context.shorten(self._deadline(scope["headers"]))
+            if known.settings != settings:
+                known.settings = settings
+                if kind == "http":
+                    known.context.shorten(settings.deadline(headers))
             await self.app(scope, receive, send)
             return
-        headers = scope["headers"]
-        context = RequestContext(
-            _request_id(headers), headers=headers, deadline=self._deadline(headers) if kind == "http" else None
-        )
-        request = _Request(scope, receive, send, context, self._cancels)
+        context = RequestContext(_request_id(headers), headers=headers)
+        request = _Request(scope, receive, send, context, settings)
         scope[_SCOPE_KEY] = request
         token = bind(context)
         try:
             if kind == "http":
-                await request.run(self.app)
+                context.deadline = settings.deadline(headers)
+                await request.run(self.app, self._watches_of_loop())
             else:
                 await self.app(scope, receive, request.send)
         finally:
@@ -111,11 +117,27 @@ class RequestContextMiddleware:
             context.deadline = None  # tasks that outlive the request are free of it
             scope.pop(_SCOPE_KEY, None)  # it holds the scope as well: without cycles nothing waits for the collector
 
-    def _deadline(self, headers: Iterable[tuple[bytes, bytes]]) -> float | None:
-        left = self._timeout
-        if self._deadline_header is not None:
+    def _watches_of_loop(self) -> _Watches:
+        """An application has one loop, but a test may give it another."""
+        loop = asyncio.get_running_loop()
+        if self._watches is None or self._watches.loop is not loop:
+            self._watches = _Watches(loop)
+        return self._watches
+
+
+class _Settings(NamedTuple):
+    """What a middleware was told."""
+
+    timeout: float | None
+    deadline_header: bytes | None
+    """None when no caller is trusted with it."""
+    cancels: bool
+
+    def deadline(self, headers: Iterable[tuple[bytes, bytes]]) -> float | None:
+        left = self.timeout
+        if self.deadline_header is not None:
             for name, value in headers:
-                if name == self._deadline_header and _MILLISECONDS.fullmatch(value):
+                if name == self.deadline_header and _MILLISECONDS.fullmatch(value):
                     asked = int(value) / 1000
                     left = asked if left is None else min(left, asked)
         return None if left is None else SYSTEM_CLOCK.monotonic() + left
@@ -127,6 +149,38 @@ def _request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
             text = value.decode("latin-1")
             return text if is_valid_request_id(text) else new_request_id()
     return new_request_id()
+
+
+class _Watches:
+    """The requests whose caller nobody watches yet, oldest first: one timer for all of an event loop's."""
+
+    __slots__ = ("_sweeper", "_waiting", "loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._waiting: OrderedDict[_Request, float] = OrderedDict()
+        self._sweeper = Sweeper(loop, self._begin)
+
+    def add(self, request: _Request) -> None:
+        due = self.loop.time() + _WATCH_AFTER
+        self._waiting[request] = due
+        self._sweeper.arm(due)
+
+    def discard(self, request: _Request) -> None:
+        self._waiting.pop(request, None)
+
+    def _begin(self, now: float) -> float:
+        """Begin all that are due, and say when the next one will be."""
+        late = []
+        for request, due in self._waiting.items():
+            if due > now:
+                break
+            late.append(request)
+        for request in late:
+            del self._waiting[request]
+            if not request.begin_watch():
+                self.add(request)
+        return next(iter(self._waiting.values()), NEVER)
 
 
 class _Request:
@@ -143,34 +197,34 @@ class _Request:
         "_receive",
         "_send",
         "_task",
-        "_timer",
         "_watch",
-        "cancels",
         "context",
         "over",
         "scope",
+        "settings",
     )
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, context: RequestContext, cancels: bool) -> None:
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, context: RequestContext, settings: _Settings
+    ) -> None:
         self.scope = scope
         self.context = context
-        self.cancels = cancels
+        self.settings = settings
         self.over = False  # the response has started, or the application is done: too late to cancel
         self._receive = receive
         self._send = send
         self._readers = 0
         self._ahead: asyncio.Queue[Message] | None = None
         self._watch: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle
         self._task: asyncio.Task[Any]
         self._cancelled = False
 
-    async def run(self, app: ASGIApp) -> None:
-        task = asyncio.current_task()
+    async def run(self, app: ASGIApp, watches: _Watches) -> None:
+        task = asyncio.current_task(watches.loop)
         assert task is not None
         self._task = task
         cancelling = task.cancelling()
-        self._timer = task.get_loop().call_later(_WATCH_AFTER, self._begin_watch)
+        watches.add(self)
         try:
             await app(self.scope, self.receive, self.send)
         except asyncio.CancelledError:
@@ -179,7 +233,7 @@ class _Request:
                 raise
         finally:
             self.over = True
-            self._timer.cancel()
+            watches.discard(self)
             if self._watch is not None:
                 self._watch.cancel()
             if self._cancelled:
@@ -197,7 +251,10 @@ class _Request:
     def _with_request_id(self, message: Message) -> Message:
         """A message of its own: a response object, and its list of headers, may be sent more than once."""
         headers = list(message.get("headers", ()))
-        if not any(name.lower() == _REQUEST_ID for name, _ in headers):
+        for name, _ in headers:
+            if name.lower() == _REQUEST_ID:
+                break
+        else:
             headers.append((_REQUEST_ID, self.context.effective_id().encode("ascii")))
         return {**message, "headers": headers}
 
@@ -223,15 +280,16 @@ class _Request:
             ahead.put_nowait(message)  # it stays true for everyone who asks
         return message
 
-    def _begin_watch(self) -> None:
+    def begin_watch(self) -> bool:
+        """Watch the caller where that is wanted. False: it cannot be said or done yet."""
         if self.over or ("endpoint" in self.scope and not self._is_wanted()):
-            return
+            return True
         if self._readers > 0 or not self._is_wanted():
             # The application reads by itself just now, or the route is not known yet and may be marked.
-            self._timer = self._task.get_loop().call_later(_WATCH_AFTER, self._begin_watch)
-            return
+            return False
         self._ahead = asyncio.Queue()
         self._watch = self._task.get_loop().create_task(self._read_ahead(self._ahead))
+        return True
 
     async def _read_ahead(self, ahead: asyncio.Queue[Message]) -> None:
         while True:
@@ -251,4 +309,4 @@ class _Request:
 
     def _is_wanted(self) -> bool:
         marked: bool | None = getattr(self.scope.get("endpoint"), _MARK, None)
-        return (self.cancels and self.scope["method"] in _CANCELLED_METHODS) if marked is None else marked
+        return (self.settings.cancels and self.scope["method"] in _CANCELLED_METHODS) if marked is None else marked
