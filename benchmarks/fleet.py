@@ -24,10 +24,9 @@ from fastapi_http_client.fake_clock import FakeClock
 from fastapi_http_client.fleet import Fleet
 from fastapi_http_client.fleet.link import Link
 from fastapi_http_client.fleet.rate_limiter import FleetRateLimiter
-from fastapi_http_client.policies.circuit_breaker import Outcome
+from fastapi_http_client.policies.circuit_breaker import CircuitRules, Outcome
 from fastapi_http_client.policies.shared_bucket import Limit
 from fastapi_http_client.rate_limiter import TokenBucketRateLimiter
-from fastapi_http_client.stores.base import CircuitRules
 from fastapi_http_client.stores.memory import MemoryStore
 from fastapi_http_client.stores.redis import RedisStore
 from tests.valkey import ValkeyProcess, valkey

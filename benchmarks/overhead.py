@@ -53,7 +53,7 @@ def _sdk_alone() -> Get:
     response = httpx.Response(200)
 
     async def span(path: str) -> httpx.Response:
-        attributes = {
+        attributes: dict[str, str | int] = {
             "http.request.method": "GET",
             "server.address": "api.example.com",
             "server.port": 443,

@@ -19,7 +19,7 @@ from fastapi_http_client import transport as _transport
 from fastapi_http_client.auth import APIKeyAuth, BasicAuth, BearerAuth, CredentialAuth, build_auth
 from fastapi_http_client.call import OPTIONS, Call
 from fastapi_http_client.chance import chance_from
-from fastapi_http_client.circuit_breaker import CircuitBreaker
+from fastapi_http_client.circuit_breaker import CircuitBreaker, breaker_options
 from fastapi_http_client.clock import SYSTEM_CLOCK, Clock
 from fastapi_http_client.config import (
     APIKeyConfig,
@@ -207,7 +207,9 @@ class AsyncHTTPClient(httpx.AsyncClient):
         self.rate_limiter = rate_limiter or _limiter_from_config(config)
         if self.rate_limiter is not None:
             self.rate_limiter.bind(self.clock)
-        self.circuit_breaker = circuit_breaker or _breaker_from_config(config)
+        if circuit_breaker is None and (of_breaker := breaker_options(config)) is not None:
+            circuit_breaker = CircuitBreaker(**of_breaker)
+        self.circuit_breaker = circuit_breaker
         if self.circuit_breaker is not None:
             self.circuit_breaker.bind(self.clock, name)
             self.circuit_breaker.subscribe(report_circuit_change)
@@ -643,19 +645,6 @@ def _limiter_from_config(config: ClientConfig) -> TokenBucketRateLimiter | None:
     if not config.enable_rate_limiting:
         return None
     return TokenBucketRateLimiter(config.rate_limit_rate, config.rate_limit_burst)
-
-
-def _breaker_from_config(config: ClientConfig) -> CircuitBreaker | None:
-    if not config.enable_circuit_breaker:
-        return None
-    return CircuitBreaker(
-        config.circuit_breaker_failure_threshold,
-        config.circuit_breaker_recovery_timeout,
-        config.circuit_breaker_half_open_max_calls,
-        failure_rate=config.circuit_breaker_failure_rate,
-        window=config.circuit_breaker_window,
-        minimum_calls=config.circuit_breaker_minimum_calls,
-    )
 
 
 def _checked_middlewares(middlewares: Sequence[Middleware]) -> tuple[Middleware, ...]:

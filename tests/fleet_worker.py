@@ -119,7 +119,7 @@ async def _take_permits(
 async def hold_probe(url: str, recovery: float) -> Any:
     """Become the probe and never come back."""
     async with Fleet(url) as fleet:
-        breaker = fleet.circuit_breaker("api", 3, recovery)
+        breaker = fleet.circuit_breaker("api", failure_threshold=3, recovery_timeout=recovery)
         while True:
             try:
                 ticket = await breaker.ask(lease=1.0)
@@ -134,7 +134,7 @@ async def hold_probe(url: str, recovery: float) -> Any:
 async def probes(url: str, recovery: float, calls: int) -> Any:
     """Ask with many calls at once; those let through succeed slowly."""
     async with Fleet(url) as fleet:
-        breaker = fleet.circuit_breaker("api", 3, recovery)
+        breaker = fleet.circuit_breaker("api", failure_threshold=3, recovery_timeout=recovery)
         await _go()
         admitted = 0
 

@@ -285,7 +285,7 @@ async def test_the_number_of_processes_can_be_set(caplog: pytest.LogCaptureFixtu
 
 
 def breaker_of(fleet: Fleet, recovery: float = 0.3, probes: int = 1) -> FleetCircuitBreaker:
-    return fleet.circuit_breaker("api", 3, recovery, probes)
+    return fleet.circuit_breaker("api", failure_threshold=3, recovery_timeout=recovery, half_open_max_calls=probes)
 
 
 async def call(breaker: FleetCircuitBreaker, outcome: Outcome) -> None:

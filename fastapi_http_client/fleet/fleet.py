@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
+from fastapi_http_client.circuit_breaker import BreakerOptions
 from fastapi_http_client.errors import ConfigurationError, Problem
 from fastapi_http_client.fleet.circuit_breaker import FleetCircuitBreaker
 from fastapi_http_client.fleet.link import Link
@@ -13,6 +14,9 @@ from fastapi_http_client.oauth2 import OAuth2ClientCredentials
 from fastapi_http_client.stores.base import Store
 from fastapi_http_client.stores.redis import RedisStore
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 PREFIX = "http_clients"
 
 
@@ -20,9 +24,9 @@ class Fleet:
     """Makes limiters, circuit breakers and tokens that are shared by name with all processes on the same store.
 
     `store` is the URL of a Redis or Valkey server, whose keys all begin with `prefix`, or a `Store`. `processes` is
-    how many share the limits while the store is away (None: as many as were seen last,
-    and 4 before any were). `encryption_key`: Fernet keys,
-    separated by commas, the first of which encrypts tokens; without one, tokens are not shared.
+    how many share the limits while the store is away (None: as many as were seen last, and 4 before any were).
+    `encryption_key`: Fernet keys, separated by commas, the first of which encrypts tokens; without one, tokens are not
+    shared.
 
     Raises `ConfigurationError`. What `start()` begins, `aclose()` ends; the store is closed too.
     """
@@ -72,9 +76,8 @@ class Fleet:
     def rate_limiter(self, name: str, rate: float, burst: int = 1) -> FleetRateLimiter:
         return FleetRateLimiter(rate, burst, name=name, link=self.link)
 
-    def circuit_breaker(self, name: str, *settings: Any, **more: Any) -> FleetCircuitBreaker:
-        """The settings are those of `CircuitBreaker`."""
-        return FleetCircuitBreaker(*settings, **more, name=name, link=self.link)
+    def circuit_breaker(self, name: str, **options: Unpack[BreakerOptions]) -> FleetCircuitBreaker:
+        return FleetCircuitBreaker(**options, name=name, link=self.link)
 
     def share_token(self, name: str, auth: OAuth2ClientCredentials) -> bool:
         """Let a credential take its token from the fleet. Returns False, and does nothing, without a key."""
