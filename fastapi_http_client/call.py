@@ -21,6 +21,11 @@ KEY = "fastapi_http_client"  # the extension of a request that holds its call
 OPTIONS = "fastapi_http_client.options"  # the one by which a verb passes its own options to send()
 
 
+def origin(url: httpx.URL) -> tuple[str, str, int | None]:
+    """Scheme, host and port; the port is None when it is the scheme's own."""
+    return url.scheme, url.raw_host.decode("ascii"), url.port
+
+
 class Call:
     """The state of one call: one object for all its attempts and redirects, made by `client.send()`.
 
@@ -34,8 +39,10 @@ class Call:
     idempotency_key: str | None = None
     at_home = False  # whether its address is surely at home: a path below the client's base URL
     home = True  # whether this hop goes to one of the client's own origins
+    hung = False  # whether the attempt that was cut off had used up its own limit
     outcome: HTTPResponse | HTTPClientError | None = None  # of an attempt that the pipeline did not make itself
-    attempt_began = 0.0  # when that one did
+    attempt_began: float | None = None  # when the one under way did, if one is
+    resends_before = 0  # that one
 
     def __init__(
         self,

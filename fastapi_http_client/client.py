@@ -6,7 +6,7 @@ import asyncio
 import copy
 import functools
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -17,7 +17,7 @@ from httpx._multipart import MultipartStream
 
 from fastapi_http_client import transport as _transport
 from fastapi_http_client.auth import APIKeyAuth, BasicAuth, BearerAuth, CredentialAuth, build_auth
-from fastapi_http_client.call import OPTIONS, Call
+from fastapi_http_client.call import OPTIONS, Call, origin
 from fastapi_http_client.chance import chance_from
 from fastapi_http_client.circuit_breaker import CircuitBreaker, breaker_options
 from fastapi_http_client.clock import SYSTEM_CLOCK, Clock
@@ -39,11 +39,10 @@ from fastapi_http_client.pipeline import build
 from fastapi_http_client.policies.retry import RetryBudget, RetryPolicy
 from fastapi_http_client.rate_limiter import TokenBucketRateLimiter
 from fastapi_http_client.redaction import redact_url
-from fastapi_http_client.redirects import origin
 from fastapi_http_client.retry import RetryMiddleware
 from fastapi_http_client.server_limit import ServerLimit
 from fastapi_http_client.telemetry import report_circuit_change
-from fastapi_http_client.urls import Joiner, expand, with_params
+from fastapi_http_client.urls import InvalidURLError, Joiner, expand, with_params
 
 if TYPE_CHECKING:
     import ssl
@@ -168,6 +167,15 @@ class AsyncHTTPClient(httpx.AsyncClient):
     ) -> None:
         options: dict[str, Any] = dict(httpx_options)
         _refuse_unknown(options)
+        _refuse_other_kinds(
+            name=(name, str),
+            rate_limiter=(rate_limiter, TokenBucketRateLimiter),
+            circuit_breaker=(circuit_breaker, CircuitBreaker),
+        )
+        if name == "":
+            raise _bad("name", "must not be empty")
+        if transport is not None and not hasattr(transport, "handle_async_request"):
+            raise _bad("transport", f"must be an httpx.AsyncBaseTransport, not {type(transport).__name__}")
         config = _effective_config(config, base_url, options)
         self.config = config
         self.name = name
@@ -185,7 +193,10 @@ class AsyncHTTPClient(httpx.AsyncClient):
             auth.bind(self.clock)
 
         headers = httpx.Headers(config.headers)
-        headers.update(options.get("headers"))
+        try:
+            headers.update(options.get("headers"))
+        except (TypeError, ValueError, AttributeError):
+            raise _bad("headers", "must be a mapping or a list of pairs of text") from None
         self._tls = _tls(config, options)
         self._http1 = bool(options.get("http1", True))
         super().__init__(
@@ -318,14 +329,22 @@ class AsyncHTTPClient(httpx.AsyncClient):
         a `ValueError`) for an address that cannot be used.
         """
         extensions = dict(extensions) if extensions else {}
-        template = None
-        if path_params is not None:
-            template = str(url)
-            extensions[OPTIONS] = {**extensions.get(OPTIONS, {}), "url_template": template}
-            url = expand(template, path_params)
         if self._join.base is not self.base_url:
             self._take_base_url()
-        joined = self._join(url, template)
+        template = None
+        try:
+            if path_params is not None:
+                template = str(url)
+                extensions[OPTIONS] = {**extensions.get(OPTIONS, {}), "url_template": template}
+                url = expand(template, path_params)
+            joined = self._join(url, template)
+        except InvalidURLError as error:
+            error.client = self.name
+            error.message = f"{self.name or 'AsyncHTTPClient'}: {method} refused: {error.message}"
+            error.args = (error.message,)
+            raise
+        if "timeout" in rest:
+            _check_timeout(rest["timeout"])
         try:
             if params or self.params:
                 joined = with_params(joined, self.params.merge(params))
@@ -453,7 +472,11 @@ class AsyncHTTPClient(httpx.AsyncClient):
                 may_have_run=False,
                 transient=False,
             )
-        self.lifecycle.enter()
+        try:
+            self.lifecycle.enter()
+        except ClientStateError as error:
+            error.request, error.client = request, self.name
+            raise
         try:
             if self._fast_attempt is not None and not stream:
                 answer = await self._fast_attempt(request, call)
@@ -535,6 +558,7 @@ class AsyncHTTPClient(httpx.AsyncClient):
 
     async def __aenter__(self) -> Self:
         if self._owner is None:
+            self.lifecycle.bind()
             await super().__aenter__()
         return self
 
@@ -563,6 +587,25 @@ def _refuse_unknown(options: Mapping[str, Any]) -> None:
     unknown = options.keys() - _HTTPX_OPTIONS
     if unknown:
         raise TypeError(f"AsyncHTTPClient() got an unexpected keyword argument {sorted(unknown)[0]!r}")
+
+
+def _refuse_other_kinds(**arguments: tuple[object, type]) -> None:
+    for argument, (value, kind) in arguments.items():
+        if value is not None and not isinstance(value, kind):
+            raise _bad(argument, f"must be a {kind.__name__}, not {type(value).__name__}")
+
+
+def _check_timeout(timeout: object) -> None:
+    """Of the many things that httpx takes, the numbers have to be possible: it would find out call by call."""
+    if timeout is None or timeout is USE_CLIENT_DEFAULT:
+        return
+    try:
+        limits = httpx.Timeout(timeout).as_dict().values()  # type: ignore[arg-type]
+        possible = all(limit is None or limit > 0 for limit in limits)
+    except (TypeError, ValueError):
+        possible = False
+    if not possible:
+        raise _bad("timeout", "must be a number of seconds above 0, an httpx.Timeout of such, or None")
 
 
 def _set_fields(config: ClientConfig) -> dict[str, Any]:
@@ -596,6 +639,7 @@ def _effective_config(
     if str(base_url):
         over["base_url"] = str(base_url)
     timeout = options.get("timeout")
+    _check_timeout(timeout)
     if isinstance(timeout, int | float):
         over["timeout"] = timeout
     limits = options.get("limits")
@@ -648,21 +692,26 @@ def _limiter_from_config(config: ClientConfig) -> TokenBucketRateLimiter | None:
 
 
 def _checked_middlewares(middlewares: Sequence[Middleware]) -> tuple[Middleware, ...]:
+    if not isinstance(middlewares, Iterable):
+        raise _bad("middlewares", f"must be a sequence of Middlewares, not {type(middlewares).__name__}")
+    middlewares = tuple(middlewares)
     for middleware in middlewares:
         if not isinstance(middleware, Middleware):
             raise _bad("middlewares", f"{middleware!r} is no Middleware")
     if sum(isinstance(middleware, RetryMiddleware) for middleware in middlewares) > 1:
         raise _bad("middlewares", "holds more than one RetryMiddleware")
-    return tuple(middlewares)
+    return middlewares
 
 
 def _with_options(build_options: dict[str, Any], retry: bool, total_timeout: float | None) -> dict[str, Any]:
-    if retry and total_timeout is None:
+    if retry is True and total_timeout is None:
         return build_options
+    if not isinstance(retry, bool):
+        raise _bad("retry", "must be True or False")
     if total_timeout is not None and not (isinstance(total_timeout, int | float) and 0 < total_timeout < float("inf")):
         raise _bad("total_timeout", "must be a number of seconds above 0")
     extensions = build_options.get("extensions") or {}
-    options = {"retry": bool(retry), "total_timeout": total_timeout}
+    options = {"retry": retry, "total_timeout": total_timeout}
     return {**build_options, "extensions": {**extensions, OPTIONS: options}}
 
 

@@ -19,6 +19,7 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
 )
+from pydantic import field_validator as _field_validator
 from pydantic import model_validator as _model_validator
 
 from fastapi_http_client.errors import ConfigurationError, Problem
@@ -89,8 +90,10 @@ def _http_url(value: str) -> httpx.URL:
     return url
 
 
-def _base_url(value: str) -> str:
-    if value == "":
+def _base_url(value: Any) -> Any:
+    if value is None:
+        return ""
+    if not isinstance(value, str) or value == "":
         return value
     url = _http_url(value)
     if url.query or "?" in value:
@@ -275,7 +278,7 @@ class ClientConfig(_Model):
     Raises `ConfigurationError`, which names every bad argument.
     """
 
-    base_url: Annotated[str, BeforeValidator(lambda v: _base_url(v.strip()) if isinstance(v, str) else v)] = ""
+    base_url: Annotated[str, BeforeValidator(_base_url)] = ""
     """The API's root; paths are appended to it, and credentials go to its origin only."""
     headers: Annotated[
         dict[HeaderName, Annotated[str, BeforeValidator(lambda v: _header_value(v) if isinstance(v, str) else v)]],
@@ -358,6 +361,12 @@ class ClientConfig(_Model):
     """Keep cookies between calls. Off: one client serves many users."""
     max_response_bytes: Count | None = None
     """The most bytes of a decoded body that are read."""
+
+    @_field_validator("*", mode="before")
+    @classmethod
+    def _trim(cls, value: Any) -> Any:
+        """Blanks around a value are of a file's making; within headers and secrets they are looked at."""
+        return value.strip() if isinstance(value, str) else value
 
     @_model_validator(mode="after")
     def _check_against_each_other(self) -> Self:

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from fastapi_http_client.call import Call
+from fastapi_http_client.call import Call, origin
 from fastapi_http_client.clock import SYSTEM_CLOCK
 from fastapi_http_client.engine.errors import ResponseTooLargeError, exchange_facts
-from fastapi_http_client.errors import HTTPClientError, HTTPRequestError, HTTPTimeoutError, TimeoutPhase, also
+from fastapi_http_client.errors import Attempt, HTTPClientError, HTTPRequestError, HTTPTimeoutError, TimeoutPhase, also
 from fastapi_http_client.fast import header_names
 from fastapi_http_client.models import HTTPResponse, as_http_response
 from fastapi_http_client.redaction import printable, redact_url, without_frames
@@ -57,6 +57,15 @@ class Exchange:
         hooks = client.event_hooks
         for hook in hooks["request"]:
             await hook(request)
+        if call.home and hooks["request"] and origin(request.url) not in call.origins:
+            raise HTTPRequestError(
+                described(request, "refused: a request hook sends it, with the client's credential, to another origin"),
+                request=request,
+                client=call.client_name,
+                attempts=call.attempts,
+                may_have_run=False,
+                transient=False,
+            )
         started = SYSTEM_CLOCK.monotonic()
         try:
             if not isinstance(request.stream, httpx.AsyncByteStream):
@@ -130,6 +139,9 @@ class Body(httpx.AsyncByteStream):
         self._stream: Any = response.stream
         self._request = request
         self._started = started
+        # Undecoded, a body is what its decoder bounds (`HTTPResponse.aiter_bytes`); here it is when it needs none.
+        self._most = None if "content-encoding" in response.headers else response._max_bytes
+        self._size = 0
         self._loop = asyncio.get_running_loop()
         self._closed = False
         self._error: Exception | None = None
@@ -162,6 +174,12 @@ class Body(httpx.AsyncByteStream):
                 request = self._response.request  # the caller's, which holds no credential
                 self._error = total_timeout(request) if limit.expired() else request_error(error, request)
                 raise self._error from without_secrets(error)
+            self._size += len(chunk)
+            if self._most is not None and self._size > self._most:
+                too_large = ResponseTooLargeError(f"the response's body is larger than {self._most} bytes")
+                self._error = failure(too_large, self._response.request, self._most)
+                await self._response.aclose()
+                raise self._error
             yield chunk
 
     async def aclose(self) -> None:
@@ -211,11 +229,13 @@ def request_error(error: Exception, request: httpx.Request, what: str | None = N
     if isinstance(error, HTTPRequestError):
         return error
     call = Call.of(request)
+    progress = exchange_facts(error)  # the engine's; a body of the wrong length shows when some of it is sent already
     facts: dict[str, Any] = {
         "request": request,
         "client": call.client_name,
         "attempts": call.attempts,
-        "may_have_run": not isinstance(error, (*_NEVER_SENT, *_NEVER_SENT_AND_FINAL, TypeError)),
+        "may_have_run": (progress is not None and progress.request_sent)
+        or not isinstance(error, (*_NEVER_SENT, *_NEVER_SENT_AND_FINAL, TypeError)),
         "transient": isinstance(error, httpx.TransportError | OSError | asyncio.IncompleteReadError)
         and not isinstance(error, (*_NEVER_SENT_AND_FINAL, *_FINAL)),
     }
@@ -252,7 +272,12 @@ def total_timeout(request: httpx.Request, cut_off: Exception | None = None) -> H
     """The error for a call that has used up the time it was given; `cut_off` says what it was doing then."""
     call = Call.of(request)
     unsent = cut_off is not None and was_never_sent(cut_off)
-    spent = call.clock.monotonic() - call.started
+    now = call.clock.monotonic()
+    spent = now - call.started
+    attempts = call.attempts
+    if call.attempt_began is not None and call.resends > call.resends_before:
+        cut = TimeoutError("cut off by the limit of the whole call")
+        attempts = [*attempts, Attempt(len(attempts) + 1, None, cut, now - call.attempt_began)]
     return HTTPTimeoutError(
         described(
             request,
@@ -262,7 +287,7 @@ def total_timeout(request: httpx.Request, cut_off: Exception | None = None) -> H
         phase="total",
         request=request,
         client=call.client_name,
-        attempts=call.attempts,
+        attempts=attempts,
         may_have_run=call.resends > unsent,
         transient=False,
     )

@@ -140,7 +140,7 @@ class FastAttempt:
         observed = self._span.observe(request)
         outcome = Outcome.IGNORED
         call.resends = 1
-        call.attempt_began = call.clock.monotonic()
+        began = call.attempt_began = call.clock.monotonic()
         started = SYSTEM_CLOCK.monotonic()
         try:
             outgoing = self._written(request, call, auth) if is_plain else self._encoded(request, call, auth)
@@ -160,6 +160,13 @@ class FastAttempt:
         except Exception as error:
             over = self._end_of_call(error, request, timed_out=within == of_call)
             if over is not None:
+                if (
+                    isinstance(error, DeadlineExceededError)
+                    and not isinstance(error.__cause__, httpx.PoolTimeout)
+                    and of_attempt is not None
+                    and within >= of_attempt - HAIR
+                ):
+                    outcome = Outcome.FAILURE  # it has used up its own limit too: the upstream hangs
                 if observed is not None:
                     observed.end(error=asyncio.CancelledError())  # as the pipeline's limits end it
                 raise over from without_secrets(error)
@@ -184,7 +191,7 @@ class FastAttempt:
             call.outcome = response
             return None
         client.retry_budget.earn()
-        response.only_attempt_took(call.clock.monotonic() - call.attempt_began)
+        response.only_attempt_took(call.clock.monotonic() - began)
         return response
 
     async def _settled(

@@ -56,7 +56,7 @@ class Lifecycle:
             raise self.closed_meanwhile(may_have_run=False)
 
     def check_loop(self) -> None:
-        """Raises `ClientStateError` on another event loop than that of the first call."""
+        """Raises `ClientStateError` on another event loop than the client's own."""
         self._check_loop(asyncio.get_running_loop())
 
     def _check_loop(self, running: asyncio.AbstractEventLoop) -> None:
@@ -66,12 +66,16 @@ class Lifecycle:
                 "make one client for each loop (in tests: one for each test, or one loop for all)"
             )
 
+    def bind(self) -> None:
+        """Belong to the running event loop from now on, as from the first call; raises like `check_loop()`."""
+        running = asyncio.get_running_loop()
+        self._check_loop(running)
+        self._loop = running
+
     def enter(self) -> None:
         """Count a call in; raises `ClientStateError` when there must not be one."""
         if not self._closed:
-            running = asyncio.get_running_loop()
-            self._check_loop(running)
-            self._loop = running
+            self.bind()
         if self._closed:
             raise ClientStateError(f"{self._name}: the client is closed; nothing was sent")
         if self._draining:

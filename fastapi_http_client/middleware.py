@@ -91,7 +91,8 @@ class LoggingMiddleware(Middleware):
     ) -> None:
         self.log_request_body = log_request_body
         self.log_response_body = log_response_body
-        if isinstance(sensitive_headers, str):  # whose letters would be taken for the names
+        # A text's letters would be taken for the names.
+        if isinstance(sensitive_headers, str) or not all(isinstance(name, str) for name in sensitive_headers):
             raise ConfigurationError("LoggingMiddleware: sensitive_headers: must be a collection of header names")
         self.sensitive_headers = frozenset(name.lower() for name in sensitive_headers)
 

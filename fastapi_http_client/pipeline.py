@@ -12,13 +12,16 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import AsyncIterator
+from types import NoneType
 from typing import TYPE_CHECKING, Protocol, TypeGuard, TypeVar
 
 import httpx
 
 from fastapi_http_client.auth import CredentialAuth
-from fastapi_http_client.call import Call, Handler
+from fastapi_http_client.call import Call, Handler, origin
 from fastapi_http_client.circuit_breaker import CircuitBreaker
+from fastapi_http_client.clock import SYSTEM_CLOCK
+from fastapi_http_client.engine.errors import ResponseTooLargeError
 from fastapi_http_client.errors import (
     AuthenticationError,
     CircuitBreakerOpenError,
@@ -32,12 +35,12 @@ from fastapi_http_client.fast import wire_copy
 from fastapi_http_client.middleware import Middleware
 from fastapi_http_client.models import HTTPResponse, as_http_response
 from fastapi_http_client.oauth2 import Fetch, OAuth2ClientCredentials
-from fastapi_http_client.policies.circuit_breaker import Outcome, Ticket
+from fastapi_http_client.policies.circuit_breaker import CircuitState, Outcome, Ticket
 from fastapi_http_client.policies.retry import RetryPolicy
 from fastapi_http_client.propagation import Propagation
 from fastapi_http_client.rate_limiter import TokenBucketRateLimiter
 from fastapi_http_client.redaction import without_frames
-from fastapi_http_client.redirects import Redirects, origin
+from fastapi_http_client.redirects import HARMLESS, Redirects
 from fastapi_http_client.retry import RetryMiddleware, is_replayable
 from fastapi_http_client.server_limit import ServerLimit
 from fastapi_http_client.telemetry import ClientSpan, report_limiter_wait
@@ -74,7 +77,7 @@ def build(client: AsyncHTTPClient) -> tuple[Handler, tuple[str, ...]]:
         Redirects(config.max_redirects, client.cookies if config.persist_cookies else None),
         None if retries_itself else UserMiddleware(RetryMiddleware(), client),
         # once per attempt
-        OwnCopy(),
+        OwnCopy(client),
         circuit_breaking(breaker) if breaker is not None else None,
         RateLimiting(client.server_limit, limiter, breaker, config.rate_limit_max_wait),
         Authentication(client),
@@ -184,10 +187,14 @@ async def _close(responses: list[HTTPResponse]) -> None:
 class OwnCopy:
     """Gives each attempt a request of its own, so that no credential and no trace header is ever on the caller's.
 
-    It also looks where the request goes: to one of the client's own origins, or abroad.
+    It also looks where the request goes: to one of the client's own origins, or abroad, where a middleware may have
+    sent it, and then without what is the client's.
     """
 
     name = "own copy"
+
+    def __init__(self, client: AsyncHTTPClient) -> None:
+        self._client = client
 
     async def __call__(self, request: httpx.Request, call_next: Handler) -> HTTPResponse:
         call = Call.of(request)
@@ -195,7 +202,10 @@ class OwnCopy:
             return made_already(call)
         call.home = origin(request.url) in call.origins
         try:
-            response = await call_next(wire_copy(request))
+            copy = wire_copy(request)
+            if not call.home:
+                self._strip(copy)
+            response = await call_next(copy)
         except HTTPClientError as error:
             error.request = request
             if isinstance(error.__cause__, httpx.RequestError):
@@ -203,6 +213,15 @@ class OwnCopy:
             raise
         response.request = request
         return response
+
+    def _strip(self, copy: httpx.Request) -> None:
+        headers = copy.headers
+        for name, value in self._client.headers.items():
+            if name not in HARMLESS and headers.get(name) == value:
+                del headers[name]
+        if self._client.cookies:
+            headers.pop("cookie", None)
+        headers["Host"] = copy.url.netloc.decode("ascii")
 
 
 def made_already(call: Call) -> HTTPResponse:
@@ -239,12 +258,20 @@ class CircuitBreaking:
         try:
             response = await call_next(request)
             outcome = outcome_of(response.status_code)
-            if outcome is Outcome.SUCCESS and Call.of(request).stream and isinstance(response.stream, Body):
-                # A streamed attempt ends with its body, and so does the place of a probe.
+            if (
+                outcome is Outcome.SUCCESS
+                and Call.of(request).stream
+                and isinstance(response.stream, Body)
+                and breaker.state is not CircuitState.HALF_OPEN  # a probe's answer is enough, its body may never end
+            ):
                 response.stream.when_done(functools.partial(self._record_body, request.extensions.pop(_TICKET)))
             return response
         except HTTPRequestError as error:
             outcome = outcome_of_error(error)
+            raise
+        except asyncio.CancelledError:
+            if Call.of(request).hung:
+                outcome = Outcome.FAILURE
             raise
         finally:
             ticket = request.extensions.pop(_TICKET, None)
@@ -295,7 +322,10 @@ def outcome_of_error(error: HTTPRequestError) -> Outcome:
     """No response is a failure, unless it was our doing: a bad request, a full pool, a call that ran out of time."""
     if isinstance(error, HTTPTimeoutError) and error.phase in ("pool", "total"):
         return Outcome.IGNORED
-    return Outcome.FAILURE if error.transient else Outcome.IGNORED
+    if error.transient:
+        return Outcome.FAILURE
+    unusable = isinstance(error.__cause__, NoneType | httpx.DecodingError | ResponseTooLargeError)
+    return Outcome.SUCCESS if error.may_have_run and unusable else Outcome.IGNORED  # an answer, only none to be used
 
 
 def outcome_of_body(error: Exception | None) -> Outcome:
@@ -451,9 +481,16 @@ class AttemptTimeout:
             return await call_next(request)
         # A hair later than the engine's own limits, so that their error, which names the phase, comes first.
         scope = asyncio.timeout(limit + HAIR)
+        began = SYSTEM_CLOCK.monotonic()
+        call = Call.of(request)
+        call.hung = False
         try:
             async with scope:
                 return await call_next(request)
+        except asyncio.CancelledError:
+            # The limit of the whole call, when it is no longer than this one, strikes first.
+            call.hung = SYSTEM_CLOCK.monotonic() - began >= limit - HAIR
+            raise
         except TimeoutError as error:
             if not scope.expired():
                 raise
@@ -520,7 +557,7 @@ def build_token_pipeline(client: AsyncHTTPClient) -> Fetch:
     handler = fold(
         [
             UserMiddleware(RetryMiddleware(TOKEN_RETRY), client),
-            OwnCopy(),
+            OwnCopy(client),
             Authentication(client),
             ClientSpan(client.name),
             AttemptTimeout(),

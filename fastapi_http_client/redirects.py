@@ -6,14 +6,14 @@ from urllib.parse import unquote_plus
 
 import httpx
 
-from fastapi_http_client.call import Call, Handler
+from fastapi_http_client.call import Call, Handler, origin
 from fastapi_http_client.errors import HTTPRequestError, also
 from fastapi_http_client.models import HTTPResponse
 from fastapi_http_client.redaction import redact_url
 from fastapi_http_client.retry import is_replayable
 
 # What a hop to a foreign origin still carries. All else may be a credential, or tell a stranger whom we know.
-_HARMLESS = frozenset({"accept", "accept-encoding", "accept-language", "cache-control", "connection", "user-agent"})
+HARMLESS = frozenset({"accept", "accept-encoding", "accept-language", "cache-control", "connection", "user-agent"})
 _OF_THE_BODY = ("content-length", "content-type", "content-encoding", "content-language", "transfer-encoding")
 
 
@@ -90,7 +90,7 @@ def next_request(request: httpx.Request, response: HTTPResponse) -> httpx.Reques
         headers = httpx.Headers([(k, v) for k, v in request.headers.multi_items() if k not in _OF_THE_BODY])
         stream = httpx.ByteStream(b"")
     if not same_origin and origin(url) not in Call.of(request).origins:
-        headers = httpx.Headers([(k, v) for k, v in headers.multi_items() if k in _HARMLESS])
+        headers = httpx.Headers([(k, v) for k, v in headers.multi_items() if k in HARMLESS])
         if method in ("POST", "PUT", "PATCH"):
             headers["Content-Length"] = "0"
     if not same_origin or "host" not in headers:
@@ -99,11 +99,6 @@ def next_request(request: httpx.Request, response: HTTPResponse) -> httpx.Reques
     if isinstance(stream, httpx.ByteStream):
         following.read()
     return following
-
-
-def origin(url: httpx.URL) -> tuple[str, str, int | None]:
-    """Scheme, host and port; the port is None when it is the scheme's own."""
-    return url.scheme, url.raw_host.decode("ascii"), url.port
 
 
 def _without(url: httpx.URL, keys: frozenset[str]) -> httpx.URL:

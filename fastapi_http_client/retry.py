@@ -54,7 +54,10 @@ class RetryMiddleware(Middleware):
             request = _with_key(request, call)
         number = 0
         while True:
-            started = call.clock.monotonic() if call.outcome is None else call.attempt_began
+            if call.outcome is None or call.attempt_began is None:
+                call.attempt_began = call.clock.monotonic()
+                call.resends_before = call.resends
+            started = call.attempt_began
             response: HTTPResponse | None = None
             error: HTTPRequestError | None = None
             try:
@@ -68,6 +71,7 @@ class RetryMiddleware(Middleware):
             elapsed = call.clock.monotonic() - started
             status = None if response is None else response.status_code
             call.attempts.append(Attempt(len(call.attempts) + 1, status, error, elapsed))
+            call.attempt_began = None
             exposure = _exposure(error) if response is None else policy.exposure_of(response.status_code)
             if status is not None and status < 500 and status != 429 and exposure is Exposure.FINAL:
                 client.retry_budget.earn()

@@ -29,6 +29,8 @@ def expand(template: str, params: Mapping[str, Any]) -> str:
     Raises `InvalidURLError` for a name without value, a value without name, and for the values that a server would not
     take for a segment: `.`, `..` and nothing at all.
     """
+    if not isinstance(params, Mapping):
+        raise InvalidURLError(f"path_params must be a mapping, not {type(params).__name__}")
     used = set()
 
     def value_of(match: re.Match[str]) -> str:
@@ -68,6 +70,8 @@ def join(base: httpx.URL, path: httpx.URL | str, template: str | None = None) ->
     except (httpx.InvalidURL, UnicodeError, TypeError) as error:
         raise InvalidURLError(f"the path is no valid URL: {type(error).__name__}") from error
     if not url.is_relative_url:
+        if url.port is not None and not 0 < url.port < 65536:
+            raise InvalidURLError("the URL's port is not between 1 and 65535")
         return url
     if text.startswith("//") or "\\" in text:
         raise InvalidURLError("the path must not begin with '//' and must not hold a backslash")

@@ -282,7 +282,7 @@ async def abandon(exchange, slow, **options):
     return slow.ended
 
 
-@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "TRACE"])
 async def test_the_handler_of_a_safe_method_is_cancelled(method):
     assert await abandon(Exchange(method=method), Slow()) == "cancelled"
 

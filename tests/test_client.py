@@ -777,3 +777,67 @@ async def test_a_stream_counts_for_the_circuit_when_it_has_ended(upstream: Hosti
             with pytest.raises(HTTPRequestError):
                 await response.aread()
         assert breaker.state is CircuitState.OPEN
+
+
+# -- arguments of a wrong kind -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("rate_limiter", 5),
+        ("circuit_breaker", 5),
+        ("middlewares", 5),
+        ("middlewares", None),
+        ("headers", 5),
+        ("transport", 5),
+        ("name", 5),
+        ("name", ""),
+        ("timeout", "x"),
+        ("timeout", float("nan")),
+    ],
+)
+def test_an_argument_of_a_wrong_kind_is_named(argument: str, value: Any) -> None:
+    with pytest.raises(ConfigurationError, match=f"AsyncHTTPClient: {argument}: "):
+        AsyncHTTPClient("https://api.example.com", **{argument: value})
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("timeout", "x"), ("timeout", -1), ("timeout", 0), ("timeout", float("nan")), ("retry", "no"), ("retry", 0)],
+)
+async def test_an_option_of_a_call_that_is_impossible_is_named_before_anything_is_sent(option: str, value: Any) -> None:
+    sent: list[httpx.Request] = []
+    transport = httpx.MockTransport(lambda request: sent.append(request) or httpx.Response(200))
+    async with AsyncHTTPClient("https://api.example.com", transport=transport) as client:
+        with pytest.raises(ConfigurationError, match=f"{option}: must be"):
+            await client.get("/", **{option: value})
+    assert sent == []
+
+
+@pytest.mark.parametrize(
+    ("url", "options", "text"),
+    [
+        ("../x", {}, "leaves the client's base URL"),
+        ("/{id}", {"path_params": 5}, "path_params must be a mapping, not int"),
+        ("http://127.0.0.1:99999/", {}, "port is not between 1 and 65535"),
+    ],
+)
+async def test_an_address_that_cannot_be_used_names_the_client(url: str, options: dict[str, Any], text: str) -> None:
+    async with AsyncHTTPClient("https://api.example.com/v1", name="github") as client:
+        with pytest.raises(HTTPRequestError, match=f"github: GET refused: .*{text}") as caught:
+            await client.get(url, **options)
+    assert caught.value.client == "github"
+    assert not caught.value.may_have_run
+
+
+async def test_a_body_longer_than_it_said_may_have_been_received_whole(upstream: HostileUpstream) -> None:
+    async def body() -> AsyncIterator[bytes]:
+        yield b"12345"
+        await asyncio.sleep(0.02)
+        yield b"6"
+
+    async with AsyncHTTPClient(upstream.url()) as client:
+        with pytest.raises(HTTPRequestError) as caught:
+            await client.put("/echo", content=body(), headers={"Content-Length": "5"})
+    assert caught.value.may_have_run

@@ -120,6 +120,22 @@ def test_another_event_loop_is_refused_at_once() -> None:
         asyncio.run(_get(client))
 
 
+async def test_a_client_belongs_to_the_loop_that_it_was_started_on_whoever_calls_first() -> None:
+    async with offline() as client:
+        with pytest.raises(ClientStateError, match="another event loop"):
+            await asyncio.to_thread(lambda: asyncio.run(_get(client)))
+        assert (await _get(client)).status_code == 200
+
+
+async def test_a_closed_client_names_the_request_that_it_refuses() -> None:
+    client = offline()
+    await client.aclose()
+    with pytest.raises(ClientStateError) as caught:
+        await _get(client)
+    assert caught.value.client == "api"
+    assert caught.value.request.method == "GET"
+
+
 async def _get(client: AsyncHTTPClient) -> HTTPResponse:
     return await client.get("/")
 

@@ -218,6 +218,14 @@ async def test_the_limit_holds_for_streams() -> None:
         assert client.lifecycle.in_flight == 0
 
 
+async def test_the_limit_holds_for_a_raw_body_that_needs_no_decoding() -> None:
+    client = client_of(Script(httpx.Response(200, stream=Stream(b"0" * 600, b"0" * 600))), max_response_bytes=1000)
+    async with client.stream("GET", "/") as response:
+        with pytest.raises(HTTPRequestError, match="max_response_bytes"):
+            _ = [chunk async for chunk in response.aiter_raw()]
+        assert response.is_closed
+
+
 async def test_without_a_limit_there_is_none() -> None:
     assert len((await client_of(Script(zipped(5_000_000))).get("/")).content) == 5_000_000
 

@@ -243,7 +243,93 @@ async def test_a_429_neither_closes_nor_opens_a_half_open_circuit() -> None:
         assert breaker.state is CircuitState.CLOSED
 
 
+@pytest.mark.parametrize("middlewares", [(), (Outer(),)], ids=["fast", "step by step"])
+async def test_an_upstream_that_hangs_opens_the_circuit_also_when_the_limit_of_the_call_strikes_first(
+    upstream: HostileUpstream, middlewares: tuple[Middleware, ...]
+) -> None:
+    breaker = CircuitBreaker(failure_threshold=2)
+    config = ClientConfig(total_timeout=0.15)
+    async with AsyncHTTPClient(
+        upstream.url(), config=config, circuit_breaker=breaker, middlewares=middlewares
+    ) as client:
+        for _ in range(2):
+            with pytest.raises(HTTPTimeoutError) as caught:
+                await client.get("/hang")
+            assert caught.value.phase == "total"
+        assert breaker.state is CircuitState.OPEN
+
+
+@pytest.mark.parametrize("middlewares", [(), (Outer(),)], ids=["fast", "step by step"])
+async def test_a_caller_with_little_time_says_nothing_of_the_upstream(
+    upstream: HostileUpstream, middlewares: tuple[Middleware, ...]
+) -> None:
+    breaker = CircuitBreaker(failure_threshold=1)
+    async with AsyncHTTPClient(upstream.url(), circuit_breaker=breaker, middlewares=middlewares) as client:
+        with pytest.raises(HTTPTimeoutError):
+            await client.get("/hang", total_timeout=0.05)
+        assert breaker.state is CircuitState.CLOSED
+
+
+async def test_a_streamed_probe_ends_with_its_headers() -> None:
+    clock = FakeClock(autojump=False)
+    breaker = CircuitBreaker(recovery_timeout=10.0)
+    async with offline(Answers(200), circuit_breaker=breaker, clock=clock) as client:
+        breaker.trip()
+        clock.advance(10.0)
+        async with client.stream("GET", "/events"):
+            assert breaker.state is CircuitState.CLOSED
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        httpx.Response(200, content=b"x" * 100),
+        httpx.Response(200, stream=httpx.ByteStream(b"x" * 100)),
+        httpx.Response(200, headers={"Content-Encoding": "gzip"}, stream=httpx.ByteStream(b"no gzip")),
+    ],
+    ids=["too large", "too large to read", "garbled"],
+)
+async def test_an_answer_that_cannot_be_used_proves_life(answer: httpx.Response) -> None:
+    clock = FakeClock(autojump=False)
+    breaker = CircuitBreaker(recovery_timeout=10.0)
+    async with AsyncHTTPClient(
+        "https://api.example.com",
+        config=ClientConfig(max_response_bytes=10),
+        transport=httpx.MockTransport(lambda request: answer),
+        circuit_breaker=breaker,
+        clock=clock,
+    ) as client:
+        breaker.trip()
+        clock.advance(10.0)
+        with pytest.raises(HTTPRequestError):
+            await client.get("/")
+        assert breaker.state is CircuitState.CLOSED
+
+
 # -- the deadline
+
+
+@pytest.mark.parametrize("middlewares", [(), (Outer(),)], ids=["fast", "step by step"])
+async def test_the_ledger_holds_the_attempt_that_the_calls_limit_cut_off(
+    upstream: HostileUpstream, middlewares: tuple[Middleware, ...]
+) -> None:
+    async with AsyncHTTPClient(upstream.url(), middlewares=middlewares) as client:
+        with pytest.raises(HTTPTimeoutError) as caught:
+            await client.get("/hang", total_timeout=0.1)
+    (attempt,) = caught.value.attempts
+    assert (attempt.number, attempt.status) == (1, None)
+    assert isinstance(attempt.error, TimeoutError)
+    assert 0.05 < attempt.elapsed < 5
+
+
+async def test_a_limit_that_strikes_between_attempts_adds_none_to_the_ledger() -> None:
+    clock = FakeClock()
+    limiter = TokenBucketRateLimiter(rate=0.001, burst=1, clock=clock)
+    async with offline(Answers(200), rate_limiter=limiter, clock=clock) as client:
+        await client.get("/")
+        with pytest.raises(RateLimitError) as caught:
+            await client.get("/", total_timeout=1.0)
+    assert caught.value.attempts == ()
 
 
 async def test_the_inbound_deadline_bounds_a_call(upstream: HostileUpstream) -> None:
@@ -288,6 +374,41 @@ async def test_a_credential_goes_to_the_clients_own_origins_only(upstream: Hosti
             response = await client.get("/redirect-cross", headers={"Cookie": "c=s3cret", "X-Own": "s3cret"})
             assert response.json_data["listener"] == "other"
     assert {request["listener"] for request in upstream.search("s3cret")} == {"main"}
+
+
+async def test_what_is_the_clients_stays_behind_when_a_middleware_sends_the_request_abroad() -> None:
+    class Abroad(Middleware):
+        async def process_request(self, request: HTTPRequest, client: AsyncHTTPClient) -> HTTPRequest:
+            request.url = httpx.URL("https://elsewhere.example.org:8443/")
+            request.headers["X-Theirs"] = "kept"
+            return request
+
+    answers = Answers(200)
+    async with offline(
+        answers,
+        middlewares=[Abroad()],
+        auth=BearerAuth("secret"),
+        headers={"X-Key": "secret"},
+        cookies={"sid": "secret"},
+    ) as client:
+        await client.get("/")
+    (request,) = answers.requests
+    assert "secret" not in str(dict(request.headers))
+    assert request.headers["Host"] == "elsewhere.example.org:8443"
+    assert request.headers["X-Theirs"] == "kept"
+    assert request.headers["User-Agent"] == client.headers["User-Agent"]
+
+
+async def test_a_request_hook_cannot_take_the_credential_abroad() -> None:
+    async def abroad(request: httpx.Request) -> None:
+        request.url = httpx.URL("https://elsewhere.example.org/")
+
+    answers = Answers(200)
+    async with offline(answers, auth=BearerAuth("secret"), event_hooks={"request": [abroad]}) as client:
+        with pytest.raises(HTTPRequestError, match="refused: a request hook") as caught:
+            await client.get("/")
+    assert answers.requests == []
+    assert not caught.value.may_have_run
 
 
 async def test_httpxs_auth_flow_may_ask_for_another_request(upstream: HostileUpstream) -> None:

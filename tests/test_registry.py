@@ -23,7 +23,9 @@ from fastapi_http_client.config import ClientConfig
 from fastapi_http_client.edge.registry import HTTPClients
 from fastapi_http_client.edge.routes import STATE_KEY
 from fastapi_http_client.errors import ConfigurationError, HTTPRequestError
+from fastapi_http_client.lifecycle import ClientStateError
 from fastapi_http_client.middleware import Middleware
+from fastapi_http_client.models import HTTPResponse
 from fastapi_http_client.rate_limiter import TokenBucketRateLimiter
 from tests.servers import serve
 
@@ -513,3 +515,29 @@ def test_install_puts_the_registry_into_the_state_of_the_app() -> None:
     app = FastAPI()
     clients.install(app, request_timeout=5.0)
     assert getattr(app.state, STATE_KEY) is clients
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"), [("clients", 5), ("clients", ["github"]), ("env_prefix", 5), ("shutdown_grace", "x")]
+)
+def test_an_argument_of_a_wrong_kind_is_named(argument: str, value: Any) -> None:
+    with pytest.raises(ConfigurationError, match=f"^{argument}: must be"):
+        HTTPClients(**{argument: value})
+
+
+async def test_a_store_of_a_wrong_kind_is_named() -> None:
+    with pytest.raises(ConfigurationError, match="store: must be a URL or a Store, not int"):
+        await HTTPClients(store=5).start()
+
+
+async def test_clients_belong_to_the_loop_that_started_them_whoever_calls_first() -> None:
+    clients = HTTPClients()
+    clients.add("api", base_url="https://api.example.com", transport=httpx.MockTransport(lambda _: httpx.Response(200)))
+    async with clients:
+        with pytest.raises(ClientStateError, match="another event loop"):
+            await asyncio.to_thread(lambda: asyncio.run(_get(clients["api"])))
+        assert (await _get(clients["api"])).status_code == 200
+
+
+async def _get(client: AsyncHTTPClient) -> HTTPResponse:
+    return await client.get("/")

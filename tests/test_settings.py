@@ -250,6 +250,39 @@ def test_incomplete_auth_names_the_variable_that_is_missing(load: Load) -> None:
     ]
 
 
+@pytest.mark.parametrize("kind", [{}, {"HTTP_CLIENT__D__AUTH__TYPE": "foo"}], ids=["no type", "unknown type"])
+def test_a_misspelled_field_of_auth_is_named_without_a_type_too(load: Load, kind: dict[str, str]) -> None:
+    settings = load({"HTTP_CLIENT__D__AUTH__TYP": "bearer", "HTTP_CLIENT__D__AUTH__TOKEN": "x", **kind})
+    found = problems(settings)
+    assert "HTTP_CLIENT__D__AUTH__TYP: unknown option, did you mean HTTP_CLIENT__D__AUTH__TYPE?" in found
+    assert any(problem.startswith("HTTP_CLIENT__D__AUTH__TYPE: ") for problem in found)
+    assert len(found) == 2
+
+
+def test_a_bad_value_does_not_hide_what_contradicts_itself(load: Load) -> None:
+    settings = load(
+        {
+            "HTTP_CLIENT__D__TIMEOUT": "5",
+            "HTTP_CLIENT__D__CONNECT_TIMEOUT": "6",
+            "HTTP_CLIENT__D__RETRY_ATTEMPTS": "many",
+        }
+    )
+    first, second = sorted(problems(settings))
+    assert first == (
+        "HTTP_CLIENT__D__CONNECT_TIMEOUT, HTTP_CLIENT__D__TIMEOUT: connect_timeout (6) is above timeout (5)"
+    )
+    assert second.startswith("HTTP_CLIENT__D__RETRY_ATTEMPTS: ")
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "value"),
+    [("FOLLOW_REDIRECTS", " true ", True), ("PROPAGATION", "internal ", "internal"), ("TIMEOUT", " 5\n", 5.0)],
+)
+def test_blanks_around_a_value_are_nothing(load: Load, option: str, text: str, value: object) -> None:
+    settings = load({f"HTTP_CLIENT__D__{option}": text})
+    assert getattr(config(settings, "d"), option.lower()) == value
+
+
 def test_a_section_with_a_type_replaces_the_one_under_it(load: Load) -> None:
     oauth2 = OAuth2Config(token_url="https://id.example/t", client_id="i", client_secret=SecretStr("s"))
     settings = load(

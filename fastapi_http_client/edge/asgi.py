@@ -30,7 +30,7 @@ _SCOPE_KEY: Final = "fastapi_http_client.request"
 _REQUEST_ID: Final = b"x-request-id"
 _HEADER_NAME = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _MILLISECONDS = re.compile(rb"[0-9]{1,10}")
-_CANCELLED_METHODS: Final = frozenset({"GET", "HEAD"})
+_CANCELLED_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 _WATCH_AFTER: Final = 0.1
 """Seconds before a caller is watched: most requests are over by then, also of a busy service, and never pay for it."""
 
@@ -59,8 +59,8 @@ class RequestContextMiddleware:
     - `request_timeout` (seconds) is the deadline of each HTTP request, for the calls that it makes. With
       `trust_deadline_header` the caller's `deadline_header` (milliseconds left) can move it forward. Background tasks
       are free of it. A WebSocket has none.
-    - With `cancel_on_disconnect` the handler of a GET or HEAD is cancelled when the caller goes away before the
-      response has started.
+    - With `cancel_on_disconnect` the handler of a safe method (RFC 9110, section 9.2.1) is cancelled when the caller
+      goes away before the response has started.
 
     Where another one has bound the request already, as around a mounted app, this one only refines its settings.
     Raises `ConfigurationError` for bad arguments.

@@ -105,6 +105,10 @@ class HTTPClients:
         self._phase: Literal["new", "starting", "running", "closing", "closed"] = "new"
         self._settings: Settings | None = None
         self._clients: dict[str, AsyncHTTPClient] = {}
+        if clients is not None and not isinstance(clients, Mapping):
+            raise ConfigurationError(
+                f"clients: must be a mapping of names to ClientConfig, not {type(clients).__name__}"
+            )
         for name, config in (clients or {}).items():
             self.add(name, config=config)
 
@@ -293,6 +297,8 @@ class HTTPClients:
             with contextlib.suppress(Exception):  # why the start failed is what has to be seen
                 await shielded(_close(clients, 0.0))
             raise
+        for made in clients.values():
+            made.lifecycle.bind()
         settings.warn()
         self._settings, self._clients, self._phase = settings, clients, "running"
 

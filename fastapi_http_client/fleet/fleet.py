@@ -47,6 +47,8 @@ class Fleet:
                 self._cipher = Cipher(encryption_key)
             except ConfigurationError as error:
                 raise _problem("encryption_key", str(error)) from None
+        if not isinstance(store, str) and not hasattr(store, "take"):
+            raise _problem("store", f"must be a URL or a Store, not {type(store).__name__}")
         self.link = Link(RedisStore(store, prefix=prefix) if isinstance(store, str) else store, processes=processes)
 
     @property

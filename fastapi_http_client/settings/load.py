@@ -14,12 +14,12 @@ import importlib.util
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastapi_http_client.config import ClientConfig
+from fastapi_http_client.config import AUTH_TYPES, ClientConfig
 from fastapi_http_client.errors import ConfigurationError, Problem
 from fastapi_http_client.settings.sections import (
     ENVIRONMENT,
@@ -328,14 +328,36 @@ def _client_settings(section: Section, origins: Mapping[str, Origin]) -> ClientS
     if "headers" in values:
         values["headers"] = _without_null(values["headers"])
     problems = list(_unusable_files(values))
+    problems.extend(_unknown_auth_fields(values.get("auth")))
     try:
         config = ClientConfig(**values)
     except ConfigurationError as error:
-        raise ConfigurationError(problems=[*problems, *error.problems]) from None
+        problems.extend(error.problems)
+        problems.extend(_contradictions_besides(error.problems, values))
+        raise ConfigurationError(problems=problems) from None
     problems.extend(_missing_extras(config))
     if problems:
         raise ConfigurationError(problems=problems)
     return ClientSettings(config, auth, origins)
+
+
+def _unknown_auth_fields(auth: Any) -> Iterator[Problem]:
+    """Without a type that is known, pydantic does not look at the rest."""
+    if isinstance(auth, dict) and auth.get("type") not in AUTH_TYPES:
+        for name in auth:
+            if name not in AUTH_FIELDS:
+                yield Problem(f"auth.{name}", "unknown option")
+
+
+def _contradictions_besides(problems: Iterable[Problem], values: Mapping[str, Any]) -> Iterator[Problem]:
+    """What contradicts itself beside the values that are wrong already, which keep pydantic from looking."""
+    wrong = {problem.argument.partition(".")[0] for problem in problems}
+    if wrong <= {""}:
+        return
+    try:
+        ClientConfig(**{option: value for option, value in values.items() if option not in wrong})
+    except ConfigurationError as error:
+        yield from (problem for problem in error.problems if not problem.argument)
 
 
 def _without_null(headers: Any) -> Any:

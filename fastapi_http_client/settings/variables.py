@@ -56,6 +56,8 @@ def client_name(name: object) -> str:
 
 def checked_prefix(prefix: str) -> str:
     """The prefix itself. Raises `ConfigurationError` for one under which variables could not be told apart."""
+    if not isinstance(prefix, str):
+        raise ConfigurationError(f"env_prefix: must be a text, not {type(prefix).__name__}")
     if not prefix.strip("_-") or not prefix.endswith("_"):
         raise ConfigurationError(f'env_prefix: "{prefix}" does not end with an underscore, as "HTTP_CLIENT__" does')
     return prefix
