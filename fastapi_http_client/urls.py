@@ -70,8 +70,6 @@ def join(base: httpx.URL, path: httpx.URL | str, template: str | None = None) ->
     except (httpx.InvalidURL, UnicodeError, TypeError) as error:
         raise InvalidURLError(f"the path is no valid URL: {type(error).__name__}") from error
     if not url.is_relative_url:
-        if url.port is not None and not 0 < url.port < 65536:
-            raise InvalidURLError("the URL's port is not between 1 and 65535")
         return url
     if text.startswith("//") or "\\" in text:
         raise InvalidURLError("the path must not begin with '//' and must not hold a backslash")
