@@ -31,7 +31,7 @@ lint: $(VENV)/.dev-installed
 	$(BIN)/ruff format --check .
 
 types: $(VENV)/.dev-installed
-	$(BIN)/mypy --strict fastapi_http_client pytest_fastapi_http_client.py example_app benchmarks tests/typing
+	$(BIN)/mypy --strict fastapi_http_client pytest_fastapi_http_client.py example_app tests/typing
 	@$(BIN)/pyright --version || { echo "pyright could not be fetched: its first run needs an npm registry" >&2; exit 1; }
 	$(BIN)/pyright
 
