@@ -122,6 +122,13 @@ class Deadline:
             raise total_timeout(request, error) from error
 
 
+def _in_place_of(request: httpx.Request, following: httpx.Request) -> httpx.Request:
+    """Another request in the place of one goes on with its call and, if it has none, with its time limits."""
+    if "timeout" in request.extensions:
+        following.extensions.setdefault("timeout", request.extensions["timeout"])
+    return Call.of(request).attach(following)
+
+
 class UserMiddleware:
     """A middleware as a step. Whatever request it goes on with stays part of the same call."""
 
@@ -135,7 +142,7 @@ class UserMiddleware:
         got: list[HTTPResponse] = []  # of a streamed call, for they hold a connection each
 
         async def go_on(next_request: httpx.Request) -> HTTPResponse:
-            response = await call_next(call.attach(next_request))
+            response = await call_next(_in_place_of(request, next_request))
             if call.stream:
                 got.append(response)
             return response
@@ -446,13 +453,13 @@ class Authentication:
         """Any other `httpx.Auth`, by httpx's own protocol: the flow sees each response and may ask for one more."""
         if auth.requires_request_body:
             await request.aread()
-        call = Call.of(request)
+        signed = request
         flow = auth.async_auth_flow(request)
         try:
             request = await anext(flow)
             history: list[httpx.Response] = []
             while True:
-                response = await call_next(call.attach(request))
+                response = await call_next(_in_place_of(signed, request))
                 response.history = [*history]
                 try:
                     if auth.requires_response_body:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Generator
 from typing import Any
 
 import httpx
@@ -307,6 +308,33 @@ async def test_an_answer_that_cannot_be_used_proves_life(answer: httpx.Response)
 
 
 # -- the deadline
+
+
+async def test_a_request_made_by_a_middleware_has_the_limits_of_the_one_that_it_replaces(
+    upstream: HostileUpstream,
+) -> None:
+    class Another(Middleware):
+        async def process_request(self, request: HTTPRequest, client: AsyncHTTPClient) -> HTTPRequest:
+            return httpx.Request("GET", request.url)
+
+    config = ClientConfig(timeout=0.1, retry_attempts=1)
+    async with AsyncHTTPClient(upstream.url(), config=config, middlewares=[Another()]) as client:
+        with pytest.raises(HTTPTimeoutError):
+            await client.get("/hang")
+
+
+async def test_a_request_made_by_an_auth_flow_has_the_limits_of_the_one_that_it_replaces(
+    upstream: HostileUpstream,
+) -> None:
+    class Asking(httpx.Auth):
+        def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+            yield httpx.Request("GET", request.url.copy_with(path="/hang"))
+            yield request
+
+    config = ClientConfig(timeout=0.1, retry_attempts=1)
+    async with AsyncHTTPClient(upstream.url(), config=config, auth=Asking()) as client:
+        with pytest.raises(HTTPTimeoutError):
+            await client.get("/ok")
 
 
 @pytest.mark.parametrize("middlewares", [(), (Outer(),)], ids=["fast", "step by step"])
