@@ -42,7 +42,7 @@ class Call:
     hung = False  # whether the attempt that was cut off had used up its own limit
     outcome: HTTPResponse | HTTPClientError | None = None  # of an attempt that the pipeline did not make itself
     attempt_began: float | None = None  # when the one under way did, if one is
-    resends_before = 0  # that one
+    resends_before = 0  # requests sent for this call before that attempt
 
     def __init__(
         self,

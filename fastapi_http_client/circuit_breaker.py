@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator
-from typing import ClassVar, NamedTuple, TypedDict
+from typing import ClassVar, NamedTuple
 
 from fastapi_http_client.clock import SYSTEM_CLOCK, Clock
 from fastapi_http_client.config import ClientConfig
@@ -24,29 +24,18 @@ class StateChange(NamedTuple):
     at: float
 
 
-class BreakerOptions(TypedDict, total=False):
-    """The options of a circuit breaker that a client's configuration holds."""
-
-    failure_threshold: int
-    recovery_timeout: float
-    half_open_max_calls: int
-    failure_rate: float | None
-    window: float
-    minimum_calls: int
-
-
-def breaker_options(config: ClientConfig) -> BreakerOptions | None:
-    """None when the configuration asks for no breaker."""
+def rules_of(config: ClientConfig) -> CircuitRules | None:
+    """The rules that a client's configuration asks for, as the options of a breaker; None when it asks for none."""
     if not config.enable_circuit_breaker:
         return None
-    return {
-        "failure_threshold": config.circuit_breaker_failure_threshold,
-        "recovery_timeout": config.circuit_breaker_recovery_timeout,
-        "half_open_max_calls": config.circuit_breaker_half_open_max_calls,
-        "failure_rate": config.circuit_breaker_failure_rate,
-        "window": config.circuit_breaker_window,
-        "minimum_calls": config.circuit_breaker_minimum_calls,
-    }
+    return CircuitRules(
+        failure_threshold=config.circuit_breaker_failure_threshold,
+        recovery_timeout=config.circuit_breaker_recovery_timeout,
+        half_open_max_calls=config.circuit_breaker_half_open_max_calls,
+        failure_rate=config.circuit_breaker_failure_rate,
+        window=config.circuit_breaker_window,
+        minimum_calls=config.circuit_breaker_minimum_calls,
+    )
 
 
 class CircuitBreaker:

@@ -19,7 +19,7 @@ from fastapi_http_client import transport as _transport
 from fastapi_http_client.auth import APIKeyAuth, BasicAuth, BearerAuth, CredentialAuth, build_auth
 from fastapi_http_client.call import OPTIONS, Call, origin
 from fastapi_http_client.chance import chance_from
-from fastapi_http_client.circuit_breaker import CircuitBreaker, breaker_options
+from fastapi_http_client.circuit_breaker import CircuitBreaker, rules_of
 from fastapi_http_client.clock import SYSTEM_CLOCK, Clock
 from fastapi_http_client.config import (
     APIKeyConfig,
@@ -218,8 +218,8 @@ class AsyncHTTPClient(httpx.AsyncClient):
         self.rate_limiter = rate_limiter or _limiter_from_config(config)
         if self.rate_limiter is not None:
             self.rate_limiter.bind(self.clock)
-        if circuit_breaker is None and (of_breaker := breaker_options(config)) is not None:
-            circuit_breaker = CircuitBreaker(**of_breaker)
+        if circuit_breaker is None and (rules := rules_of(config)) is not None:
+            circuit_breaker = CircuitBreaker(**rules._asdict())
         self.circuit_breaker = circuit_breaker
         if self.circuit_breaker is not None:
             self.circuit_breaker.bind(self.clock, name)

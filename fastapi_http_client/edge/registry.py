@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import anyio
 import httpx
 
-from fastapi_http_client.circuit_breaker import breaker_options
+from fastapi_http_client.circuit_breaker import rules_of
 from fastapi_http_client.client import AsyncHTTPClient
 from fastapi_http_client.config import ClientConfig
 from fastapi_http_client.edge.install import install
@@ -369,9 +369,9 @@ def _share(fleet: Fleet, name: str, config: ClientConfig, arguments: dict[str, A
     """The limiter and the breaker that the configuration asks for, shared by all processes."""
     if config.enable_rate_limiting and arguments.get("rate_limiter") is None:
         arguments["rate_limiter"] = fleet.rate_limiter(name, config.rate_limit_rate, config.rate_limit_burst)
-    options = breaker_options(config)
-    if options is not None and arguments.get("circuit_breaker") is None:
-        arguments["circuit_breaker"] = fleet.circuit_breaker(name, **options)
+    rules = rules_of(config)
+    if rules is not None and arguments.get("circuit_breaker") is None:
+        arguments["circuit_breaker"] = fleet.circuit_breaker(name, **rules._asdict())
 
 
 def _split(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
-from fastapi_http_client.circuit_breaker import BreakerOptions
 from fastapi_http_client.errors import ConfigurationError, Problem
 from fastapi_http_client.fleet.circuit_breaker import FleetCircuitBreaker
 from fastapi_http_client.fleet.link import Link
@@ -13,9 +12,6 @@ from fastapi_http_client.fleet.tokens import Cipher, SharedToken, shared_facts
 from fastapi_http_client.oauth2 import OAuth2ClientCredentials
 from fastapi_http_client.stores.base import Store
 from fastapi_http_client.stores.redis import RedisStore
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 PREFIX = "http_clients"
 
@@ -78,7 +74,8 @@ class Fleet:
     def rate_limiter(self, name: str, rate: float, burst: int = 1) -> FleetRateLimiter:
         return FleetRateLimiter(rate, burst, name=name, link=self.link)
 
-    def circuit_breaker(self, name: str, **options: Unpack[BreakerOptions]) -> FleetCircuitBreaker:
+    def circuit_breaker(self, name: str, **options: Any) -> FleetCircuitBreaker:
+        """The options are those of `CircuitBreaker`."""
         return FleetCircuitBreaker(**options, name=name, link=self.link)
 
     def share_token(self, name: str, auth: OAuth2ClientCredentials) -> bool:
