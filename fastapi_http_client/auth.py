@@ -15,6 +15,7 @@ from urllib.parse import quote_plus
 import httpx
 from pydantic import BaseModel, SecretStr
 
+from fastapi_http_client.arguments import bad_argument, refusal
 from fastapi_http_client.config import APIKeyConfig, BasicConfig, BearerConfig, valid_token
 from fastapi_http_client.errors import AuthenticationError, ConfigurationError
 
@@ -33,8 +34,7 @@ def checked(owner: object, config: type[M], **arguments: Any) -> M:
         return config(**arguments)
     except ConfigurationError as error:
         problems = error.problems
-    what = "; ".join(map(str, problems))
-    raise ConfigurationError(f"{type(owner).__name__}: {what}", problems=problems)
+    raise refusal(type(owner).__name__, *problems)
 
 
 class CredentialAuth(httpx.Auth):
@@ -203,9 +203,8 @@ def build_auth(auth: Any) -> httpx.Auth | None:
         return BasicAuth(*(part.decode() if isinstance(part, bytes) else part for part in auth))
     if callable(auth):
         return _FunctionAuth(cast("Callable[[httpx.Request], httpx.Request]", auth))
-    raise ConfigurationError(
-        f"auth: must be an httpx.Auth, a pair of user name and password or a callable, not {type(auth).__name__}"
-    )
+    what = f"must be an httpx.Auth, a pair of user name and password or a callable, not {type(auth).__name__}"
+    raise bad_argument("", "auth", what)
 
 
 class _FunctionAuth(httpx.Auth):

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from typing import Any, cast
 
-from fastapi_http_client.errors import ConfigurationError, Problem
+from fastapi_http_client.arguments import bad_argument
 
 Chance = Callable[[], float]
 """Gives a float in [0, 1)."""
@@ -18,6 +18,5 @@ def chance_from(source: Any) -> Chance:
         return random.random
     chance = getattr(source, "random", source)
     if not callable(chance):
-        problem = Problem("random", "must have a method random(), or be callable")
-        raise ConfigurationError(f"AsyncHTTPClient: {problem}", problems=(problem,))
+        raise bad_argument("AsyncHTTPClient", "random", "must have a method random(), or be callable")
     return cast("Chance", chance)

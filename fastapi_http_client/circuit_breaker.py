@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
+from fastapi_http_client import arguments
 from fastapi_http_client.clock import SYSTEM_CLOCK, Clock
 from fastapi_http_client.config import ClientConfig
-from fastapi_http_client.errors import CircuitBreakerOpenError, ConfigurationError, Problem
+from fastapi_http_client.errors import CircuitBreakerOpenError
 from fastapi_http_client.policies.circuit_breaker import Circuit, CircuitRules, CircuitState, Outcome, Refusal, Ticket
 
 logger = logging.getLogger("fastapi_http_client.circuit_breaker")
@@ -74,16 +75,15 @@ class CircuitBreaker:
         name: str | None = None,
         clock: Clock | None = None,
     ) -> None:
-        problems = [
-            *_check_count("failure_threshold", failure_threshold),
-            *_check_seconds("recovery_timeout", recovery_timeout),
-            *_check_count("half_open_max_calls", half_open_max_calls),
-            *_check_share("failure_rate", failure_rate),
-            *_check_seconds("window", window),
-            *_check_count("minimum_calls", minimum_calls),
-        ]
-        if problems:
-            raise ConfigurationError("; ".join(f"CircuitBreaker: {p}" for p in problems), problems=problems)
+        arguments.check(
+            "CircuitBreaker",
+            arguments.count("failure_threshold", failure_threshold),
+            arguments.seconds("recovery_timeout", recovery_timeout),
+            arguments.count("half_open_max_calls", half_open_max_calls),
+            arguments.share("failure_rate", failure_rate),
+            arguments.seconds("window", window),
+            arguments.count("minimum_calls", minimum_calls),
+        )
         rules = CircuitRules(
             failure_threshold, float(recovery_timeout), half_open_max_calls, failure_rate, window, minimum_calls
         )
@@ -136,8 +136,7 @@ class CircuitBreaker:
         Raises `CircuitBreakerOpenError` when there may be no call now, with the seconds until there may be one.
         """
         if not 0.0 < lease < math.inf:
-            problem = _not_seconds("lease", lease)
-            raise ConfigurationError(f"admit: {problem}", problems=[problem])
+            arguments.check("admit", arguments.seconds("lease", lease))
         now, old = self._clock.monotonic(), self._circuit.state
         answer = self._circuit.admit(now, lease)
         self._tell(old, now)
@@ -222,24 +221,3 @@ class CircuitBreaker:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(name={self._name!r}, state={self.state.value!r})"
-
-
-def _check_count(argument: str, value: object) -> Iterator[Problem]:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        yield Problem(argument, f"must be a whole number of at least 1, not {value!r}")
-
-
-def _check_seconds(argument: str, value: object) -> Iterator[Problem]:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        yield _not_seconds(argument, value)
-
-
-def _not_seconds(argument: str, value: object) -> Problem:
-    return Problem(argument, f"must be a number of seconds above 0, not {value!r}")
-
-
-def _check_share(argument: str, value: object) -> Iterator[Problem]:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
-        yield Problem(argument, f"must be a share above 0 and at most 1, not {value!r}")

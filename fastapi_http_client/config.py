@@ -22,6 +22,7 @@ from pydantic import (
 from pydantic import field_validator as _field_validator
 from pydantic import model_validator as _model_validator
 
+from fastapi_http_client.arguments import refusal
 from fastapi_http_client.errors import ConfigurationError, Problem
 from fastapi_http_client.redaction import redact_headers, redact_url
 
@@ -181,8 +182,7 @@ class _Model(BaseModel):
             super().__init__(**data)
         except ValidationError as error:
             problems = tuple(_problems(error))
-            message = f"{type(self).__name__}: " + "; ".join(str(problem) for problem in problems)
-            raise ConfigurationError(message, problems=problems) from None
+            raise refusal(type(self).__name__, *problems) from None
 
     def __getstate__(self) -> NoReturn:
         raise TypeError(f"{type(self).__name__} may hold secrets, which must not be written down")

@@ -7,7 +7,6 @@ binding is a `ContextVar`, so it follows the request into dependencies, threads,
 from __future__ import annotations
 
 import logging
-import math
 import os
 import re
 import sys
@@ -15,8 +14,9 @@ from collections.abc import Sequence
 from contextvars import ContextVar, Token
 from types import TracebackType
 
+from fastapi_http_client import arguments
+from fastapi_http_client.arguments import bad_argument
 from fastapi_http_client.clock import SYSTEM_CLOCK
-from fastapi_http_client.errors import ConfigurationError, Problem
 
 RawHeaders = Sequence[tuple[bytes, bytes]]
 """Headers as ASGI hands them over: lower-case names, values as they came."""
@@ -119,9 +119,9 @@ class request_context:  # noqa: N801  # used like a function: `with request_cont
 
     def __init__(self, *, request_id: str | None = None, timeout: float | None = None) -> None:
         if request_id is not None and not (isinstance(request_id, str) and is_valid_request_id(request_id)):
-            raise bad_argument("request_id", "must be 1 to 128 of the characters A-Z a-z 0-9 . _ -")
+            raise bad_argument("request_context", "request_id", "must be 1 to 128 of the characters A-Z a-z 0-9 . _ -")
         if timeout is not None:
-            check_seconds("timeout", timeout)
+            arguments.check("request_context", arguments.seconds("timeout", timeout))
         self._request_id = request_id
         self._timeout = timeout
         self._tokens: list[Token[RequestContext | None]] = []
@@ -164,14 +164,3 @@ class RequestIdFilter(logging.Filter):
         if not hasattr(record, "request_id"):
             record.request_id = get_request_id() or "-"
         return True
-
-
-def check_seconds(argument: str, value: object) -> None:
-    """Raise `ConfigurationError` unless `value` is a positive, finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
-        raise bad_argument(argument, "must be a positive number of seconds")
-
-
-def bad_argument(argument: str, message: str) -> ConfigurationError:
-    problem = Problem(argument, message)
-    return ConfigurationError(str(problem), problems=(problem,))

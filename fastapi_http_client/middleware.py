@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 import httpx
 
+from fastapi_http_client.arguments import bad_argument
 from fastapi_http_client.auth import CredentialAuth
 from fastapi_http_client.call import Call, Handler
-from fastapi_http_client.errors import ConfigurationError, HTTPClientError
+from fastapi_http_client.errors import HTTPClientError
 from fastapi_http_client.models import HTTPRequest, HTTPResponse, as_http_response
 from fastapi_http_client.redaction import MASK, printable, redact_headers, redact_url
 
@@ -93,7 +94,7 @@ class LoggingMiddleware(Middleware):
         self.log_response_body = log_response_body
         # A text's letters would be taken for the names.
         if isinstance(sensitive_headers, str) or not all(isinstance(name, str) for name in sensitive_headers):
-            raise ConfigurationError("LoggingMiddleware: sensitive_headers: must be a collection of header names")
+            raise bad_argument("LoggingMiddleware", "sensitive_headers", "must be a collection of header names")
         self.sensitive_headers = frozenset(name.lower() for name in sensitive_headers)
 
     async def handle(self, request: HTTPRequest, client: AsyncHTTPClient, call_next: Handler) -> HTTPResponse:

@@ -14,6 +14,7 @@ from urllib.parse import quote_plus, urlencode
 import httpx
 from pydantic import SecretStr
 
+from fastapi_http_client.arguments import bad_argument
 from fastapi_http_client.auth import CredentialAuth, Token, checked
 from fastapi_http_client.clock import SYSTEM_CLOCK, Clock
 from fastapi_http_client.config import OAuth2Config, valid_token
@@ -57,7 +58,8 @@ class OAuth2ClientCredentials(CredentialAuth):
         credentials_in: Literal["header", "body"] = "header",
     ) -> None:
         if credentials_in not in ("header", "body"):
-            raise ConfigurationError(f"credentials_in: must be 'header' or 'body', not {credentials_in!r}")
+            what = f"must be 'header' or 'body', not {credentials_in!r}"
+            raise bad_argument(type(self).__name__, "credentials_in", what)
         config = checked(
             self,
             OAuth2Config,

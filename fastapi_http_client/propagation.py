@@ -29,9 +29,10 @@ from opentelemetry.propagators.composite import CompositePropagator
 from opentelemetry.propagators.textmap import Getter
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from fastapi_http_client.arguments import bad_argument
 from fastapi_http_client.call import Call, Handler
 from fastapi_http_client.config import ClientConfig
-from fastapi_http_client.context import RawHeaders, RequestContext, bad_argument, current_context, get_request_id
+from fastapi_http_client.context import RawHeaders, RequestContext, current_context, get_request_id
 from fastapi_http_client.models import HTTPResponse
 
 REQUEST_ID_HEADER = "x-request-id"
@@ -98,7 +99,7 @@ class Propagation:
         names = tuple(dict.fromkeys(name.lower() for name in propagate_headers))
         for name in names:
             if name in _NEVER_PROPAGATED:
-                raise bad_argument("propagate_headers", f"{name!r} cannot be handed on: it has rules of its own")
+                raise bad_argument("", "propagate_headers", f"{name!r} cannot be handed on: it has rules of its own")
         self._off = propagation == "none"
         self._internal = propagation == "internal"
         self._names = names
@@ -281,8 +282,12 @@ def _inject(context: Context, with_baggage: bool) -> dict[str, str]:
     if not with_baggage and baggage.get_all(context):
         context = baggage.clear(context)
     carrier: dict[str, str] = {}
-    propagate.inject(carrier, context)
-    return {name.lower(): value for name, value in carrier.items()}
+    try:
+        propagate.inject(carrier, context)
+        return {name.lower(): value for name, value in carrier.items() if _VISIBLE.fullmatch(value)}
+    except Exception as error:  # a propagator of the user's choice: a trace is not worth a call
+        _logger.warning("the trace context could not be written: %s", type(error).__name__)
+        return {}
 
 
 class _InboundGetter(Getter[RawHeaders]):

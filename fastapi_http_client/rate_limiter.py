@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-
+from fastapi_http_client import arguments
 from fastapi_http_client.clock import SYSTEM_CLOCK, Clock
-from fastapi_http_client.errors import ConfigurationError, Problem, RateLimitError
+from fastapi_http_client.errors import ConfigurationError, RateLimitError
 from fastapi_http_client.line import Line, line_of_this_loop
 from fastapi_http_client.policies.rate_limit import TokenBucket
 
@@ -26,13 +25,7 @@ class TokenBucketRateLimiter:
     __slots__ = ("_bucket", "_burst", "_clock", "_clock_is_set", "_line", "_rate")
 
     def __init__(self, rate: float, burst: int = 1, *, clock: Clock | None = None) -> None:
-        problems = []
-        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate <= sys.float_info.max:
-            problems.append(Problem("rate", f"must be a number of tokens a second above 0, not {rate!r}"))
-        if isinstance(burst, bool) or not isinstance(burst, int) or burst < 1:
-            problems.append(Problem("burst", f"must be a whole number of at least 1, not {burst!r}"))
-        if problems:
-            raise ConfigurationError("; ".join(f"TokenBucketRateLimiter: {p}" for p in problems), problems=problems)
+        arguments.check("TokenBucketRateLimiter", arguments.rate("rate", rate), arguments.count("burst", burst))
         self._rate = float(rate)
         self._burst = burst
         self._bucket = TokenBucket(self._rate, burst)
@@ -74,12 +67,15 @@ class TokenBucketRateLimiter:
         cancelled call takes nothing and leaves no gap in the line.
         """
         if type(tokens) is not int or not 1 <= tokens <= self._burst:
-            text = f"must be a whole number from 1 to burst ({self._burst}), not {tokens!r}"
-            raise ConfigurationError(f"acquire: tokens: {text}", problems=[Problem("tokens", text)])
+            raise self._not_served(tokens)
         line = self._line
         if (line is None or not line.waiters) and not self._bucket.take(tokens, self._clock.monotonic()):
             return 0.0
         return await self._wait_in_line(tokens, max_wait)
+
+    def _not_served(self, tokens: object) -> ConfigurationError:
+        what = f"must be a whole number from 1 to burst ({self._burst}), not {tokens!r}"
+        return arguments.bad_argument("acquire", "tokens", what)
 
     def try_acquire(self) -> bool:
         """Takes one token if it is there and nobody is in line for it; never waits."""

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 import httpx
 
+from fastapi_http_client.arguments import bad_argument
 from fastapi_http_client.config import ClientConfig
-from fastapi_http_client.errors import ConfigurationError, Problem
 
 if TYPE_CHECKING:
     from fastapi_http_client.engine.transport import AsyncioTransport
@@ -163,7 +163,7 @@ def ssl_context_for(config: ClientConfig) -> ssl.SSLContext:
     for field in ("ca_file", "client_cert", "client_key"):
         path = getattr(config, field)
         if path is not None and not Path(path).is_file():
-            raise _unusable(field, f"there is no file {path!r}")
+            raise bad_argument("", field, f"there is no file {path!r}")
         written.append(None if path is None else Path(path).stat().st_mtime_ns)
     return _ssl_context(
         config.verify_ssl,
@@ -192,18 +192,13 @@ def _ssl_context(
         try:
             context = ssl.create_default_context(cafile=ca_file)
         except (OSError, ssl.SSLError) as error:
-            raise _unusable("ca_file", f"{ca_file!r} holds no usable certificates") from error
+            raise bad_argument("", "ca_file", f"{ca_file!r} holds no usable certificates") from error
     if cert is not None:
         try:
             context.load_cert_chain(cert, key, password=lambda: "")
         except (OSError, ssl.SSLError) as error:
             field = "client_cert" if key is None else "client_key"
-            raise _unusable(
-                field, f"certificate {cert!r} and its key cannot be used ({type(error).__name__})"
+            raise bad_argument(
+                "", field, f"certificate {cert!r} and its key cannot be used ({type(error).__name__})"
             ) from error
     return context
-
-
-def _unusable(field: str, what: str) -> ConfigurationError:
-    problem = Problem(field, what)
-    return ConfigurationError(str(problem), problems=(problem,))

@@ -115,14 +115,14 @@ def test_a_context_within_a_context_keeps_what_it_is_not_told():
 
 @pytest.mark.parametrize("request_id", ["", "a b", "x" * 129, "evil\r\nX-Admin: 1", 5])
 def test_a_bad_id_is_refused_without_being_shown(request_id):
-    with pytest.raises(ConfigurationError, match=r"^request_id: ") as info:
+    with pytest.raises(ConfigurationError, match=r"^request_context: request_id: ") as info:
         request_context(request_id=request_id)
     assert "evil" not in str(info.value)
 
 
 @pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), "5", True])
 def test_a_bad_timeout_is_refused(timeout):
-    with pytest.raises(ConfigurationError, match=r"^timeout: must be a positive number"):
+    with pytest.raises(ConfigurationError, match=r"^request_context: timeout: must be a number of seconds above 0"):
         request_context(timeout=timeout)
 
 

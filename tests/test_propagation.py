@@ -19,10 +19,12 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from fastapi_http_client.call import Call
+from fastapi_http_client.client import AsyncHTTPClient
 from fastapi_http_client.config import ClientConfig
 from fastapi_http_client.context import RequestContext, bind, request_context, unbind
 from fastapi_http_client.errors import ConfigurationError
 from fastapi_http_client.fake_clock import FakeClock
+from fastapi_http_client.middleware import Middleware
 from fastapi_http_client.models import HTTPResponse
 from fastapi_http_client.propagation import Propagation
 
@@ -452,3 +454,35 @@ def test_without_an_sdk_the_inbound_trace_goes_on_unchanged_with_every_request()
 
 def test_no_test_here_sets_a_global_provider():
     assert isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+
+
+class FailingPropagator(TraceContextTextMapPropagator):
+    def inject(self, carrier, context=None, setter=None):
+        raise RuntimeError("a bug of a vendor's propagator")
+
+
+class CarelessPropagator(TraceContextTextMapPropagator):
+    def inject(self, carrier, context=None, setter=None):
+        carrier["X-Vendor-Trace"] = "1\r\nX-Admin: 1"
+        carrier["X-Vendor-Span"] = "2"
+
+
+@pytest.mark.parametrize("content", [None, b"x"])
+@pytest.mark.parametrize("middlewares", [[], [Middleware()]])
+@pytest.mark.parametrize(
+    ("propagator", "written"), [(FailingPropagator(), {}), (CarelessPropagator(), {"x-vendor-span": "2"})]
+)
+async def test_a_propagator_that_fails_costs_no_call(
+    monkeypatch, caplog, upstream, propagator, written, middlewares, content
+):
+    monkeypatch.setattr(propagate, "get_global_textmap", lambda: propagator)
+    monkeypatch.setattr(propagate, "propagator", propagator)
+    monkeypatch.setattr(propagate, "inject", propagator.inject)
+    token = bind(inbound())
+    try:
+        async with AsyncHTTPClient(upstream.url(), middlewares=middlewares) as client:
+            sent = (await client.request("GET", "/echo", content=content)).json_data["headers"]
+    finally:
+        unbind(token)
+    assert {name: value for name, value in sent if name.startswith("x-vendor")} == written
+    assert ("RuntimeError" in caplog.text) is (not written)

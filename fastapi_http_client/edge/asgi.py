@@ -8,12 +8,12 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any, Final, NamedTuple, TypeVar
 
+from fastapi_http_client import arguments
+from fastapi_http_client.arguments import bad_argument
 from fastapi_http_client.clock import SYSTEM_CLOCK
 from fastapi_http_client.context import (
     RequestContext,
-    bad_argument,
     bind,
-    check_seconds,
     is_valid_request_id,
     new_request_id,
     unbind,
@@ -76,9 +76,9 @@ class RequestContextMiddleware:
         cancel_on_disconnect: bool = True,
     ) -> None:
         if request_timeout is not None:
-            check_seconds("request_timeout", request_timeout)
+            arguments.check("HTTPClientContextMiddleware", arguments.seconds("request_timeout", request_timeout))
         if not isinstance(deadline_header, str) or not re.fullmatch(_HEADER_NAME, deadline_header):
-            raise bad_argument("deadline_header", "must be a header name")
+            raise bad_argument("HTTPClientContextMiddleware", "deadline_header", "must be a header name")
         self.app = app
         self._settings = _Settings(
             request_timeout,

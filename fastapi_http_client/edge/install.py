@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.applications import Starlette
 from starlette.middleware.errors import ServerErrorMiddleware
 
-from fastapi_http_client.context import bad_argument
+from fastapi_http_client.arguments import bad_argument
 from fastapi_http_client.edge.asgi import ASGIApp, Receive, RequestContextMiddleware, Scope, Send
 from fastapi_http_client.edge.problems import ProblemResponses
 from fastapi_http_client.edge.routes import STATE_KEY
@@ -41,9 +41,9 @@ def install(
     Raises `ConfigurationError` for a bad argument, and when the app has started already.
     """
     if not isinstance(app, Starlette):
-        raise bad_argument("app", f"must be a FastAPI or Starlette application, not {type(app).__name__}")
+        raise bad_argument("install", "app", f"must be a FastAPI or Starlette application, not {type(app).__name__}")
     if app.middleware_stack is not None:
-        raise bad_argument("app", "has started already; call install() where the app is made")
+        raise bad_argument("install", "app", "has started already; call install() where the app is made")
     in_context = functools.partial(
         RequestContextMiddleware,
         request_timeout=request_timeout,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import anyio
 import httpx
 
+from fastapi_http_client.arguments import bad_argument
 from fastapi_http_client.circuit_breaker import rules_of
 from fastapi_http_client.client import AsyncHTTPClient
 from fastapi_http_client.config import ClientConfig
@@ -94,7 +95,7 @@ class HTTPClients:
         shutdown_grace: float = 10.0,
     ) -> None:
         if not isinstance(shutdown_grace, int | float) or not 0 <= shutdown_grace < math.inf:
-            raise ConfigurationError("shutdown_grace: must be a number of seconds, 0 or more")
+            raise bad_argument("HTTPClients", "shutdown_grace", "must be a number of seconds, 0 or more")
         self._prefix = checked_prefix(env_prefix)
         self._env_file = env_file
         self._secrets_dir = secrets_dir
@@ -106,9 +107,8 @@ class HTTPClients:
         self._settings: Settings | None = None
         self._clients: dict[str, AsyncHTTPClient] = {}
         if clients is not None and not isinstance(clients, Mapping):
-            raise ConfigurationError(
-                f"clients: must be a mapping of names to ClientConfig, not {type(clients).__name__}"
-            )
+            what = f"must be a mapping of names to ClientConfig, not {type(clients).__name__}"
+            raise bad_argument("HTTPClients", "clients", what)
         for name, config in (clients or {}).items():
             self.add(name, config=config)
 
@@ -361,7 +361,7 @@ def _whole(text: str | None) -> int | None:
     if text is None:
         return None
     if not (text.isascii() and text.isdigit()):
-        raise ConfigurationError(problems=[Problem("processes", "must be a whole number of at least 1")])
+        raise bad_argument("", "processes", "must be a whole number of at least 1")
     return int(text)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi_http_client.errors import ConfigurationError, Problem
+from fastapi_http_client import arguments
+from fastapi_http_client.arguments import bad_argument
+from fastapi_http_client.errors import ConfigurationError
 from fastapi_http_client.fleet.circuit_breaker import FleetCircuitBreaker
 from fastapi_http_client.fleet.link import Link
 from fastapi_http_client.fleet.rate_limiter import FleetRateLimiter
@@ -35,16 +37,16 @@ class Fleet:
         processes: int | None = None,
         encryption_key: str | None = None,
     ) -> None:
-        if processes is not None and (type(processes) is not int or processes < 1):
-            raise _problem("processes", f"must be a whole number of at least 1, not {processes!r}")
+        if processes is not None:
+            arguments.check("Fleet", arguments.count("processes", processes))
         self._cipher = None
         if encryption_key is not None:
             try:
                 self._cipher = Cipher(encryption_key)
             except ConfigurationError as error:
-                raise _problem("encryption_key", str(error)) from None
+                raise bad_argument("Fleet", "encryption_key", str(error)) from None
         if not isinstance(store, str) and not hasattr(store, "take"):
-            raise _problem("store", f"must be a URL or a Store, not {type(store).__name__}")
+            raise bad_argument("Fleet", "store", f"must be a URL or a Store, not {type(store).__name__}")
         self.link = Link(RedisStore(store, prefix=prefix) if isinstance(store, str) else store, processes=processes)
 
     @property
@@ -86,8 +88,3 @@ class Fleet:
         shared = SharedToken(self.link, self._cipher, client=name, facts=facts, longest=auth.cache_duration)
         auth.share(shared.through)
         return True
-
-
-def _problem(argument: str, what: str) -> ConfigurationError:
-    problem = Problem(argument, what)
-    return ConfigurationError(f"Fleet: {problem}", problems=[problem])

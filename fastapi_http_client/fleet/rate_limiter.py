@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 
-from fastapi_http_client.errors import ConfigurationError, Problem, RateLimitError
+from fastapi_http_client.arguments import bad_argument
+from fastapi_http_client.errors import RateLimitError
 from fastapi_http_client.fleet.link import Link, StoreUnavailableError
 from fastapi_http_client.line import Line, line_of_this_loop
 from fastapi_http_client.policies.rate_limit import TokenBucket
@@ -63,8 +64,7 @@ class FleetRateLimiter(TokenBucketRateLimiter):
         try:
             self._limit = Limit.of(rate, burst - held)
         except ValueError as error:
-            problem = Problem("rate_limit_rate", f"with rate_limit_burst, in a store: {error}")
-            raise ConfigurationError(str(problem), problems=[problem]) from None
+            raise bad_argument("", "rate_limit_rate", f"with rate_limit_burst, in a store: {error}") from None
         self._most_extra = held
         self._life = life if held else math.inf  # without a lease they are for those in line, and for nobody else
         self._pace = self._life / 2 if held else 0.0
@@ -103,13 +103,9 @@ class FleetRateLimiter(TokenBucketRateLimiter):
             elif not self._take_own(tokens, now):
                 return 0.0
             return await self._wait_in_line(tokens, max_wait)
-        self._check(tokens)
-        return await self._wait_in_line(tokens, max_wait)
-
-    def _check(self, tokens: int) -> None:
         if type(tokens) is not int or not 1 <= tokens <= self._burst:
-            text = f"must be a whole number from 1 to burst ({self._burst}), not {tokens!r}"
-            raise ConfigurationError(f"acquire: tokens: {text}", problems=[Problem("tokens", text)])
+            raise self._not_served(tokens)
+        return await self._wait_in_line(tokens, max_wait)
 
     async def _wait_in_line(self, tokens: int, max_wait: float | None) -> float:
         line = self._line = line_of_this_loop(self._line)
