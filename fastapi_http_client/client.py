@@ -16,6 +16,7 @@ from httpx import USE_CLIENT_DEFAULT
 from httpx._multipart import MultipartStream
 
 from fastapi_http_client import transport as _transport
+from fastapi_http_client.arguments import bad_argument
 from fastapi_http_client.auth import APIKeyAuth, BasicAuth, BearerAuth, CredentialAuth, build_auth
 from fastapi_http_client.call import OPTIONS, Call, origin
 from fastapi_http_client.chance import chance_from
@@ -28,7 +29,8 @@ from fastapi_http_client.config import (
     BearerConfig,
     ClientConfig,
 )
-from fastapi_http_client.errors import ConfigurationError, HTTPRequestError, Problem
+from fastapi_http_client.decoding import ACCEPT_ENCODING
+from fastapi_http_client.errors import ConfigurationError, HTTPRequestError, of_call
 from fastapi_http_client.exchange import Body, Exchange
 from fastapi_http_client.fast import PlainRequests, is_plain
 from fastapi_http_client.lifecycle import ClientStateError, Lifecycle, shielded
@@ -197,6 +199,7 @@ class AsyncHTTPClient(httpx.AsyncClient):
             headers.update(options.get("headers"))
         except (TypeError, ValueError, AttributeError):
             raise _bad("headers", "must be a mapping or a list of pairs of text") from None
+        headers.setdefault("Accept-Encoding", ACCEPT_ENCODING)
         self._tls = _tls(config, options)
         self._http1 = bool(options.get("http1", True))
         super().__init__(
@@ -339,9 +342,8 @@ class AsyncHTTPClient(httpx.AsyncClient):
                 url = expand(template, path_params)
             joined = self._join(url, template)
         except InvalidURLError as error:
-            error.client = self.name
-            error.message = f"{self.name or 'AsyncHTTPClient'}: {method} refused: {error.message}"
-            error.args = (error.message,)
+            message = f"{self.name or 'AsyncHTTPClient'}: {method} refused: {error.message}"
+            of_call(error, message=message, client=self.name)
             raise
         if "timeout" in rest:
             _check_timeout(rest["timeout"])
@@ -475,7 +477,7 @@ class AsyncHTTPClient(httpx.AsyncClient):
         try:
             self.lifecycle.enter()
         except ClientStateError as error:
-            error.request, error.client = request, self.name
+            of_call(error, request=request, client=self.name)
             raise
         try:
             if self._fast_attempt is not None and not stream:
@@ -486,9 +488,7 @@ class AsyncHTTPClient(httpx.AsyncClient):
             response = await self.lifecycle.until_closed(self._handler(request))
         except ClientStateError as error:
             self.lifecycle.leave()
-            error.request = request
-            error.attempts = tuple(call.attempts)
-            error.client = self.name
+            of_call(error, request=request, client=self.name, attempts=call.attempts)
             raise
         except BaseException:
             self.lifecycle.leave()
@@ -579,8 +579,7 @@ class AsyncHTTPClient(httpx.AsyncClient):
 
 
 def _bad(argument: str, what: str) -> ConfigurationError:
-    problem = Problem(argument, what)
-    return ConfigurationError(f"AsyncHTTPClient: {problem}", problems=(problem,))
+    return bad_argument("AsyncHTTPClient", argument, what)
 
 
 def _refuse_unknown(options: Mapping[str, Any]) -> None:

@@ -250,7 +250,7 @@ class _Stack:
 
 
 def _has_bounded_brotli() -> bool:
-    """Whether the installed brotli can bound its output, as 1.2 and later can; one that cannot is not used."""
+    """Whether the installed brotli can bound its output, as 1.2 and later can."""
     try:
         brotli.Decompressor().process(b"", output_buffer_limit=PIECE)
     except (AttributeError, TypeError):
@@ -269,7 +269,15 @@ if zstandard is not None:
     _DECODERS["zstd"] = _Zstd
 
 ACCEPT_ENCODING = ", ".join(_DECODERS)
-"""The codings that can be undone here."""
+"""The codings that can be undone here. httpx would also offer the one of a brotli that is too old."""
+
+
+def _too_old() -> Decoder:
+    raise httpx.DecodingError("the body is compressed with brotli, and the brotli that is installed is older than 1.2")
+
+
+if brotli is not None:
+    _DECODERS.setdefault("br", _too_old)
 
 
 def decoder_for(content_encoding: str) -> Decoder | None:

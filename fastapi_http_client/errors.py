@@ -83,6 +83,27 @@ class HTTPClientError(Exception):
         return _rebuild, (cls.__bases__ if "_is_combined" in cls.__dict__ else (cls,), str(self), state)
 
 
+E = TypeVar("E", bound=HTTPClientError)
+
+
+def of_call(
+    error: E,
+    *,
+    message: str | None = None,
+    request: httpx.Request | None = None,
+    client: str | None = None,
+    attempts: Sequence[Attempt] = (),
+) -> E:
+    """An error that was raised where nothing is known of the call, with what is known of it here."""
+    if message is not None:
+        error.message = message
+        error.args = (message,)
+    error.request = request
+    error.client = client
+    error.attempts = tuple(attempts)
+    return error
+
+
 def _plain(attempts: Sequence[Attempt]) -> tuple[Attempt, ...]:
     """The ledger without live exceptions, which hold requests, tracebacks and often the error that holds the ledger."""
     return tuple(a if a.error is None else a._replace(error=HTTPClientError(str(a.error))) for a in attempts)
@@ -94,9 +115,6 @@ def _rebuild(classes: tuple[type[HTTPClientError], ...], message: str, state: di
     Exception.__init__(error, message)
     error.__dict__.update(state)
     return error
-
-
-E = TypeVar("E", bound=HTTPClientError)
 
 
 def also(cls: type[E], cause: type[Any]) -> type[E]:

@@ -214,20 +214,22 @@ class FastAttempt:
         return self._key
 
     def _written(self, request: httpx.Request, call: Call, auth: CredentialAuth | None) -> OutgoingRequest:
-        """A plain request as it goes on the wire; nothing that shows the credential is left in a traceback's frame."""
-        credential = None if auth is None else auth.fixed_header()
+        """A plain request as it goes on the wire."""
         known = self._client.plain_requests.entries
-        if self._lines is None or known is not self._entries or credential != self._credential:
-            self._lines = HeaderLines(_signed(request.headers.raw, credential))
+        if known is not self._entries:
+            self._entries, self._lines = known, None
             self._names = set(request.headers.keys())
-            self._entries, self._credential = known, credential
         context = self._propagation.context_headers(call, self._names)
+        credential = None if auth is None else auth.fixed_header()  # last: no frame that can still fail shows it
+        if self._lines is None or credential != self._credential:
+            self._lines = HeaderLines(_signed(request.headers.raw, credential))
+            self._credential = credential
         return self._lines.request(request.method, request.url.raw_path, context)
 
     def _encoded(self, request: httpx.Request, call: Call, auth: CredentialAuth | None) -> OutgoingRequest:
         """The same for any other request."""
-        headers = _signed(request.headers.raw, None if auth is None else auth.fixed_header())
         context = self._propagation.context_headers(call, request.headers.keys())
+        headers = _signed(request.headers.raw, None if auth is None else auth.fixed_header())
         headers = [*headers, *((name.encode("ascii"), value.encode("ascii")) for name, value in context.items())]
         return encode(request.method, request.url.raw_path, headers, request.stream)
 

@@ -13,7 +13,7 @@ import asyncio
 import functools
 from collections.abc import AsyncIterator
 from types import NoneType
-from typing import TYPE_CHECKING, Protocol, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeGuard
 
 import httpx
 
@@ -29,6 +29,7 @@ from fastapi_http_client.errors import (
     HTTPRequestError,
     HTTPTimeoutError,
     RateLimitError,
+    of_call,
 )
 from fastapi_http_client.exchange import Body, described, total_timeout, was_never_sent
 from fastapi_http_client.fast import wire_copy
@@ -256,7 +257,7 @@ class CircuitBreaking:
         try:
             request.extensions[_TICKET] = breaker.admit(lease=lease(request, breaker))
         except CircuitBreakerOpenError as error:
-            raise _with_facts(error, request, str(error)) from None
+            raise _refused(error, request, str(error)) from None
         return await self._go_on(request, call_next)
 
     async def _go_on(self, request: httpx.Request, call_next: Handler) -> HTTPResponse:
@@ -300,7 +301,7 @@ class FleetCircuitBreaking(CircuitBreaking):
         try:
             request.extensions[_TICKET] = await self._shared.ask(lease=lease(request, self._shared))
         except CircuitBreakerOpenError as error:
-            raise _with_facts(error, request, str(error)) from None
+            raise _refused(error, request, str(error)) from None
         return await self._go_on(request, call_next)
 
 
@@ -366,7 +367,7 @@ class RateLimiting:
         try:
             waited = await self._wait(call)
         except RateLimitError as error:
-            raise _with_facts(error, request, str(error)) from None
+            raise _refused(error, request, str(error)) from None
         if waited > 0:
             report_limiter_wait(call.client_name, waited)
             await self._ask_circuit_again(request)
@@ -398,7 +399,7 @@ class RateLimiting:
             else:
                 request.extensions[_TICKET] = breaker.readmit(ticket, lease=lease(request, breaker))
         except CircuitBreakerOpenError as error:
-            raise _with_facts(error, request, f"while it waited for the rate limiter: {error}") from None
+            raise _refused(error, request, f"while it waited for the rate limiter: {error}") from None
 
 
 class Authentication:
@@ -424,7 +425,7 @@ class Authentication:
                     await signing
                 return await call_next(request)
         except AuthenticationError as error:
-            raise _with_facts(error, request, str(error)) from error.__cause__
+            raise _refused(error, request, str(error)) from error.__cause__
         return await self._by_flow(auth, request, call_next)
 
     async def _with_token(
@@ -531,18 +532,11 @@ def attempt_limit(request: httpx.Request) -> float | None:
     return None if None in values else max(values)
 
 
-E = TypeVar("E", bound=HTTPClientError)
-
-
-def _with_facts(error: E, request: httpx.Request, what: str) -> E:
-    """A refusal that was raised where nothing is known of the call, with what is known here."""
+def _refused(error: HTTPClientError, request: httpx.Request, what: str) -> HTTPClientError:
     call = Call.of(request)
-    error.message = described(request, what)
-    error.args = (error.message,)
-    error.request = request
-    error.client = call.client_name
-    error.attempts = tuple(call.attempts)
-    return error
+    return of_call(
+        error, message=described(request, what), request=request, client=call.client_name, attempts=call.attempts
+    )
 
 
 # -- token requests ----------------------------------------------------------------------------------------------

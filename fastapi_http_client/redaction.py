@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from types import FrameType
 from urllib.parse import unquote_plus
 
 import httpx
@@ -96,12 +97,25 @@ def without_frames(error: BaseException) -> BaseException:
     """The same error without tracebacks, its causes' neither.
 
     In the frames of a transport lies the head of the request, credentials included, and error trackers show variables.
+    The chain may end in an error that somebody outside is dealing with while the call is made: that one stays whole.
     """
-    link: BaseException | None = error
-    while link is not None:
+    outer = _frames_around(error)
+    error.__traceback__ = None
+    link = error.__cause__ or error.__context__
+    while link is not None and (link.__traceback__ is None or link.__traceback__.tb_frame not in outer):
         link.__traceback__ = None
         link = link.__cause__ or link.__context__
     return error
+
+
+def _frames_around(error: BaseException) -> set[FrameType]:
+    """The frames that wait for the one in which the error was caught."""
+    frames = set()
+    frame = None if error.__traceback__ is None else error.__traceback__.tb_frame.f_back
+    while frame is not None:
+        frames.add(frame)
+        frame = frame.f_back
+    return frames
 
 
 def redact_request(request: httpx.Request) -> httpx.Request:

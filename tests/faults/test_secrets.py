@@ -319,3 +319,17 @@ async def test_a_path_parameter_stays_one_segment(upstream: HostileUpstream) -> 
         for value in ("", ".", ".."):
             with pytest.raises(HTTPClientError):
                 await client.get("/users/{id}", path_params={"id": value})
+
+
+async def test_the_traceback_of_an_error_that_the_caller_is_dealing_with_stays_whole(upstream: HostileUpstream) -> None:
+    async with AsyncHTTPClient(upstream.url(), config=ClientConfig(retry_attempts=2, retry_backoff_factor=0)) as client:
+        for options in ({}, {"content": b"x"}, {"auth": httpx.BasicAuth("a", "b")}):
+            own = None
+            try:
+                int("x")
+            except ValueError as error:
+                own = error
+                with pytest.raises(HTTPClientError):
+                    await client.request("GET", "/reset", **options)
+            assert own is not None
+            assert 'int("x")' in "".join(traceback.format_exception(own))
