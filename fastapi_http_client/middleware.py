@@ -14,7 +14,7 @@ from fastapi_http_client.auth import CredentialAuth
 from fastapi_http_client.call import Call, Handler
 from fastapi_http_client.errors import HTTPClientError
 from fastapi_http_client.models import HTTPRequest, HTTPResponse, as_http_response
-from fastapi_http_client.redaction import MASK, printable, redact_headers, redact_url
+from fastapi_http_client.redaction import printable, redact_headers, redact_text, redact_url
 
 if TYPE_CHECKING:
     from fastapi_http_client.client import AsyncHTTPClient
@@ -70,10 +70,6 @@ class Middleware:
 
 MAX_BODY = 2048  # bytes of a body that are logged
 _TEXT = r"text/|application/(?:[\w.+-]+\+)?(?:json|xml|x-www-form-urlencoded)"
-_SECRET_FIELD = (
-    r"""("?\b(?:password|passwd|secret|client_secret|token|access_token|refresh_token|id_token|api_key|apikey|authorization)"?"""
-    r"""\s*[:=]\s*)("(?:[^"\\]|\\.)*(?:"|\Z)|[^&\s,}]+)"""
-)
 
 
 class LoggingMiddleware(Middleware):
@@ -138,8 +134,8 @@ def _shown(headers: httpx.Headers, content: bytes | None) -> str:
         return "<streamed>"
     if not content:
         return "<empty>"
-    if not re.match(_TEXT, headers.get("content-type", "").lower()):
+    content_type = headers.get("content-type", "").lower()
+    if not re.match(_TEXT, content_type):
         return f"<{len(content)} bytes>"
-    text = content[:MAX_BODY].decode("utf-8", "replace")
-    masked = re.sub(_SECRET_FIELD, lambda match: match.group(1) + MASK, text, flags=re.IGNORECASE)
-    return printable(masked, MAX_BODY) + ("…" if len(content) > MAX_BODY else "")
+    text = redact_text(content[:MAX_BODY].decode("utf-8", "replace"), content_type)
+    return printable(text, MAX_BODY) + ("…" if len(content) > MAX_BODY else "")

@@ -7,7 +7,7 @@ for a human.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import FrameType
 from urllib.parse import unquote_plus
 
@@ -15,43 +15,12 @@ import httpx
 
 MASK = "[redacted]"
 
-SENSITIVE_HEADERS = frozenset(
-    {
-        "authorization",
-        "proxy-authorization",
-        "cookie",
-        "set-cookie",
-        "x-api-key",
-        "x-auth-token",
-        "x-amz-security-token",
-        "x-csrf-token",
-    }
+_SECRET_NAME = re.compile(
+    r"passw|passphrase|secret|credential|cookie|authorization|signature|api_?key|access_?key|session_?id|jwt"
+    r"|token(?!s|ize|_type|_url|_count)"
+    r"|(?:^|_)(?:auth|pwd|pass|pin|otp|sid|sig|session)$|(?:^|(?<!idempotency)(?<!socket)_)key$"
 )
-SENSITIVE_QUERY_KEYS = frozenset(
-    {
-        "api_key",
-        "apikey",
-        "api-key",
-        "access_token",
-        "refresh_token",
-        "id_token",
-        "token",
-        "auth",
-        "password",
-        "passwd",
-        "secret",
-        "client_secret",
-        "sig",
-        "signature",
-        "key",
-        "awsaccesskeyid",
-        "x-amz-signature",
-        "x-amz-credential",
-        "x-amz-security-token",
-        "x-goog-signature",
-        "x-goog-credential",
-    }
-)
+_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|[-. +]")
 
 _CONTROL = r"[\x00-\x1f\x7f-\x9f\u2028\u2029]"
 _MAX_TEXT = 500
@@ -64,6 +33,15 @@ def printable(text: str, limit: int = _MAX_TEXT) -> str:
     return text if text.isprintable() else re.sub(_CONTROL, lambda match: f"\\x{ord(match.group()):02x}", text)
 
 
+def is_secret(name: str) -> bool:
+    """Whether the value of a header, a query key or a field of that name is to be masked, whoever chose the name.
+
+    `accessToken`, `X-Vault-Token` and `DD-API-KEY` are; in doubt a harmless value is masked too. An `Idempotency-Key`
+    is shown: it is what one looks for in a log.
+    """
+    return _SECRET_NAME.search(_CAMEL.sub("_", name).lower()) is not None
+
+
 def redact_url(url: httpx.URL | str, extra_keys: Iterable[str] = ()) -> str:
     """The URL with its user info and the values of secret query keys masked."""
     if not isinstance(url, httpx.URL):
@@ -72,7 +50,7 @@ def redact_url(url: httpx.URL | str, extra_keys: Iterable[str] = ()) -> str:
     if path == "/" and not str(url):
         return ""  # whose path httpx gives as "/"
     if "?" in path:
-        keys = SENSITIVE_QUERY_KEYS | {key.lower() for key in extra_keys}
+        keys = {key.lower() for key in extra_keys}
         path = f"{path.partition('?')[0]}{'?' if url.query else ''}{_redact_query(url, keys)}"
     userinfo = f"{MASK}@" if url.userinfo else ""
     return printable(f"{scheme}://{userinfo}{host}{path}" if scheme else f"{userinfo}{host}{path}", 2000)
@@ -84,13 +62,80 @@ def _redact_query(url: httpx.URL, keys: Iterable[str]) -> str:
 
 def _redact_pair(pair: str, keys: Iterable[str]) -> str:
     key, equals, _ = pair.partition("=")
-    return f"{key}={MASK}" if equals and unquote_plus(key).lower() in keys else pair
+    name = unquote_plus(key)
+    return f"{key}={MASK}" if equals and (is_secret(name) or name.lower() in keys) else pair
 
 
 def redact_headers(headers: Mapping[str, str], extra: Iterable[str] = ()) -> dict[str, str]:
     """The headers with the values of secret ones masked."""
-    hidden = SENSITIVE_HEADERS | {name.lower() for name in extra}
-    return {name: MASK if name.lower() in hidden else printable(value) for name, value in headers.items()}
+    hidden = {name.lower() for name in extra}
+    return {
+        name: MASK if is_secret(name) or name.lower() in hidden else printable(value) for name, value in headers.items()
+    }
+
+
+_JSON_NAME = re.compile(r'"((?:[^"\\]|\\.)*)"\s*:\s*')
+_XML_NAME = re.compile(r"<([\w:.-]+)[^<>]*>")
+_TEXT_NAME = re.compile(r"(?<![\w-])([\w-]+)\s*[:=]\s*")
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*(?:"|\Z)', re.DOTALL)
+_PLAIN = re.compile(r"[^,}\]\s]*")
+_REST = re.compile(r"[^&\r\n,;}<]*")
+
+
+def redact_text(text: str, content_type: str) -> str:
+    """A body's text with the values of secret fields masked: of JSON, of a form, of XML, or of lines like `name: x`.
+
+    The text may be cut off anywhere.
+    """
+    if "json" in content_type:
+        return _redact_values(text, _JSON_NAME, _end_of_json, f'"{MASK}"')
+    if "x-www-form-urlencoded" in content_type:
+        return "&".join(_redact_pair(pair, ()) for pair in text.split("&"))
+    if "xml" in content_type or "html" in content_type:
+        text = _redact_values(text, _XML_NAME, _end_of_element, MASK)
+    return _redact_values(text, _TEXT_NAME, _end_of_text, MASK)
+
+
+def _redact_values(text: str, names: re.Pattern[str], end_of: Callable[[str, int], int], mask: str) -> str:
+    parts, at = [], 0
+    while name := names.search(text, at):
+        parts.append(text[at : name.end()])
+        at = name.end()
+        if is_secret(name[1]) and at < len(text):
+            parts.append(mask)
+            at = end_of(text, at)
+    return "".join([*parts, text[at:]])
+
+
+def _end_of_json(text: str, at: int) -> int:
+    """Where the JSON value ends that begins there."""
+    depth = 0
+    while at < len(text):
+        if text[at] in "[{":
+            depth += 1
+            at += 1
+        elif text[at] in "]}" and depth:
+            depth -= 1
+            at += 1
+        else:
+            at = max(_end(_STRING, text, at), _end(_PLAIN, text, at), at + (depth > 0))
+        if depth == 0:
+            break
+    return at
+
+
+def _end_of_element(text: str, at: int) -> int:
+    found = text.find("<", at)
+    return len(text) if found < 0 else found
+
+
+def _end_of_text(text: str, at: int) -> int:
+    return max(_end(_STRING, text, at), _end(_REST, text, at))
+
+
+def _end(pattern: re.Pattern[str], text: str, at: int) -> int:
+    match = pattern.match(text, at)
+    return at if match is None else match.end()
 
 
 def without_frames(error: BaseException) -> BaseException:
@@ -120,8 +165,8 @@ def _frames_around(error: BaseException) -> set[FrameType]:
 
 def redact_request(request: httpx.Request) -> httpx.Request:
     """The request itself when it holds no secret in a header or in its query, else a copy without their values."""
-    secret = [name for name in request.headers if name in SENSITIVE_HEADERS]
-    query = _redact_query(request.url, SENSITIVE_QUERY_KEYS)
+    secret = [name for name in request.headers if is_secret(name)]
+    query = _redact_query(request.url, ())
     if not secret and query == request.url.query.decode("ascii"):
         return request
     headers = request.headers.copy()

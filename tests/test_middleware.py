@@ -468,7 +468,16 @@ async def test_a_body_is_one_line_without_control_characters(log: pytest.LogCapt
         ("application/json", json.dumps({"access_token": CANARY, "user": "ann"})),
         ("application/json", json.dumps({"user": "ann", "client_secret": f'a"{CANARY}'})),
         ("application/x-www-form-urlencoded", f"user=ann&password={CANARY}&x=1"),
+        ("application/json", json.dumps({"user": "ann", "accessToken": CANARY, "clientSecret": CANARY})),
+        ("application/json", json.dumps({"user_password": CANARY, "tokens": {"api_key": CANARY}, "user": "ann"})),
+        ("application/json", json.dumps({"secrets": [CANARY, {"a": f"]{CANARY}"}], "pin": 4, "user": "ann"})),
+        ("application/json", json.dumps([{"user": "ann"}, {"password": None, "api key": f"x\\{CANARY}"}])),
+        ("application/problem+json", f'{{"user":"ann","session_id":{CANARY}'),
+        ("application/x-www-form-urlencoded", f"access%5Ftoken={CANARY}&user=ann"),
         ("text/plain", f"user: ann\napi_key: {CANARY}\n"),
+        ("text/plain", f"user: ann\nAuthorization: Bearer {CANARY}\n"),
+        ("text/xml", f"<a><user>ann</user><Password type='x'>{CANARY}</Password></a>"),
+        ("text/html", f"<input name=user value=ann> token={CANARY}"),
     ],
 )
 async def test_fields_that_are_named_like_secrets_are_masked(

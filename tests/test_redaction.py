@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import json
+
 import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastapi_http_client.redaction import MASK, printable, redact_headers, redact_request, redact_url
+from fastapi_http_client.redaction import (
+    MASK,
+    is_secret,
+    printable,
+    redact_headers,
+    redact_request,
+    redact_text,
+    redact_url,
+)
 
 CANARY = "c4n4ry-s3cret"
 PROMISED_HEADERS = ("Authorization", "Proxy-Authorization", "Cookie", "Set-Cookie", "X-API-Key", "X-Auth-Token")
@@ -31,8 +41,8 @@ def test_a_key_in_percent_quotes_is_the_same_key() -> None:
 
 
 def test_further_keys_may_be_given() -> None:
-    url = f"https://api.test/?odd={CANARY}&My+Key={CANARY}"
-    assert CANARY not in redact_url(url, {"ODD", "my key"})
+    url = f"https://api.test/?odd={CANARY}&My+Thing={CANARY}"
+    assert CANARY not in redact_url(url, {"ODD", "my thing"})
     assert redact_url(url).count(CANARY) == 2
 
 
@@ -68,6 +78,47 @@ def test_a_url_without_end_is_cut() -> None:
 def test_no_value_gets_through(key: str, text: str) -> None:
     url = httpx.URL("https://api.test/", params={"a": "1", key: f"{CANARY}{text}", "b": text})
     assert CANARY not in redact_url(url)
+
+
+# -- names ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *PROMISED_HEADERS,
+        *PROMISED_KEYS,
+        *("Private-Token", "X-Vault-Token", "DD-API-KEY", "DD-APPLICATION-KEY", "Ocp-Apim-Subscription-Key", "apikey"),
+        *("accessToken", "clientSecret", "user_password", "idToken", "AWSAccessKeyId", "X-Amz-Credential", "APIKey"),
+        *("X-Csrf-Token", "x-goog-signature", "auth", "pwd", "passphrase", "sessionid", "JSESSIONID", "key", "jwt"),
+    ],
+)
+def test_a_name_that_tells_of_a_secret_is_one(name: str) -> None:
+    assert is_secret(name)
+    assert CANARY not in str(redact_headers({name: CANARY}))
+    assert CANARY not in redact_url(httpx.URL("https://api.test/", params={name: CANARY}))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("Idempotency-Key", "Sec-WebSocket-Key", "X-RateLimit-Remaining-Tokens", "max_tokens", "token_type"),
+        *("author", "keyboard", "X-Request-Id", "ETag", "Content-Type", "monkey", "design", "pinned", "compass", "q"),
+    ],
+)
+def test_a_name_that_only_looks_like_one_is_shown(name: str) -> None:
+    assert not is_secret(name)
+
+
+@given(st.text(st.sampled_from('"\\:{}[], \nkey12ab')))
+def test_any_text_with_a_secret_in_it_is_masked_and_nothing_is_lost_without_one(text: str) -> None:
+    for kind in ("application/json", "application/x-www-form-urlencoded", "text/plain"):
+        redact_text(text, kind)
+    harmless = json.dumps({"a": text, "b": [text]})
+    assert redact_text(harmless, "application/json") == harmless
+    secret = json.dumps({"a": text, "password": {"x": [f"{text}{CANARY}"]}, "z": text})
+    masked = json.loads(redact_text(secret, "application/json"))
+    assert masked == {"a": text, "password": MASK, "z": text}
 
 
 # -- headers -----------------------------------------------------------------------------------------------------

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
 from fastapi_http_client.config import ClientConfig
 from fastapi_http_client.policies.retry import RetryPolicy
-from fastapi_http_client.redaction import MASK, printable, redact_url
+from fastapi_http_client.redaction import printable, redact_url
 from fastapi_http_client.settings.load import ClientSettings, Settings
-
-_SECRET_HEADER = re.compile("auth|token|key|secret|passw|credential|session|cookie|sign", re.IGNORECASE)
 
 
 def explain(
@@ -62,8 +59,6 @@ def _parts(option: str, value: Any) -> list[tuple[str, Any]]:
 def _shown(path: str, value: Any) -> str:
     section, _, name = path.partition(".")
     if section == "headers" and name:
-        if _SECRET_HEADER.search(name):
-            return MASK
         value = ClientConfig.shown("headers", {name: value})[name]
     elif path == "auth.token_url":
         value = redact_url(value)
