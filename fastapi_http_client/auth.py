@@ -204,7 +204,7 @@ def build_auth(auth: Any) -> httpx.Auth | None:
     if callable(auth):
         return _FunctionAuth(cast("Callable[[httpx.Request], httpx.Request]", auth))
     what = f"must be an httpx.Auth, a pair of user name and password or a callable, not {type(auth).__name__}"
-    raise bad_argument("", "auth", what)
+    raise bad_argument("AsyncHTTPClient", "auth", what)
 
 
 class _FunctionAuth(httpx.Auth):

@@ -6,31 +6,39 @@ import asyncio
 import copy
 import functools
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 import httpx
 from httpx import USE_CLIENT_DEFAULT
 from httpx._multipart import MultipartStream
 
 from fastapi_http_client import transport as _transport
-from fastapi_http_client.arguments import bad_argument
-from fastapi_http_client.auth import APIKeyAuth, BasicAuth, BearerAuth, CredentialAuth, build_auth
+from fastapi_http_client.auth import BasicAuth, CredentialAuth, build_auth
 from fastapi_http_client.call import OPTIONS, Call, origin
 from fastapi_http_client.chance import chance_from
 from fastapi_http_client.circuit_breaker import CircuitBreaker, rules_of
-from fastapi_http_client.clock import SYSTEM_CLOCK, Clock
-from fastapi_http_client.config import (
-    APIKeyConfig,
-    AuthConfig,
-    BasicConfig,
-    BearerConfig,
-    ClientConfig,
+from fastapi_http_client.client_options import (
+    SHARED_FIELDS,
+    auth_from_config,
+    bad,
+    check_arguments,
+    check_timeout,
+    checked_middlewares,
+    effective_config,
+    limiter_from_config,
+    proxy_url,
+    set_fields,
+    timeout_of,
+    tls_context,
+    without_userinfo,
 )
+from fastapi_http_client.clock import SYSTEM_CLOCK, Clock
+from fastapi_http_client.config import ClientConfig
 from fastapi_http_client.decoding import ACCEPT_ENCODING
-from fastapi_http_client.errors import ConfigurationError, HTTPRequestError, of_call
+from fastapi_http_client.errors import HTTPRequestError, of_call
 from fastapi_http_client.exchange import Body, Exchange
 from fastapi_http_client.fast import PlainRequests, is_plain
 from fastapi_http_client.lifecycle import ClientStateError, Lifecycle, shielded
@@ -41,100 +49,19 @@ from fastapi_http_client.pipeline import build
 from fastapi_http_client.policies.retry import RetryBudget, RetryPolicy
 from fastapi_http_client.rate_limiter import TokenBucketRateLimiter
 from fastapi_http_client.redaction import redact_url
-from fastapi_http_client.retry import RetryMiddleware
 from fastapi_http_client.server_limit import ServerLimit
 from fastapi_http_client.telemetry import report_circuit_change
 from fastapi_http_client.urls import InvalidURLError, Joiner, expand, with_params
 
 if TYPE_CHECKING:
-    import ssl
     from typing import Self
 
-    from httpx._client import UseClientDefault
     from httpx._types import (
-        AuthTypes,
-        CertTypes,
-        CookieTypes,
-        HeaderTypes,
-        ProxyTypes,
         QueryParamTypes,
-        RequestContent,
-        RequestData,
-        RequestFiles,
-        TimeoutTypes,
     )
     from typing_extensions import Unpack
 
-    class HTTPXOptions(TypedDict, total=False):
-        """httpx's own constructor options; each wins over the field of `config` that says the same."""
-
-        params: QueryParamTypes | None
-        headers: HeaderTypes | None
-        cookies: CookieTypes | None
-        verify: ssl.SSLContext | str | bool
-        cert: CertTypes | None
-        http1: bool
-        http2: bool
-        proxy: ProxyTypes | None
-        mounts: Mapping[str, httpx.AsyncBaseTransport | None] | None
-        timeout: TimeoutTypes
-        follow_redirects: bool
-        limits: httpx.Limits
-        max_redirects: int
-        event_hooks: Mapping[str, list[Callable[..., Any]]] | None
-        trust_env: bool
-        default_encoding: str | Callable[[bytes], str]
-
-    class RequestOptions(TypedDict, total=False):
-        """What every verb takes."""
-
-        params: QueryParamTypes | None
-        path_params: Mapping[str, Any] | None
-        headers: HeaderTypes | None
-        cookies: CookieTypes | None
-        auth: AuthTypes | UseClientDefault | None
-        follow_redirects: bool | UseClientDefault
-        timeout: TimeoutTypes | UseClientDefault
-        extensions: Mapping[str, Any] | None
-        retry: bool
-        total_timeout: float | None
-
-    class BodyOptions(RequestOptions, total=False):
-        """What the verbs with a body take too."""
-
-        content: RequestContent | None
-        data: RequestData | None
-        files: RequestFiles | None
-        json: Any
-
-
-_HTTPX_OPTIONS = frozenset(
-    [
-        "params",
-        "headers",
-        "cookies",
-        "verify",
-        "cert",
-        "http1",
-        "http2",
-        "proxy",
-        "mounts",
-        "timeout",
-        "follow_redirects",
-        "limits",
-        "max_redirects",
-        "event_hooks",
-        "trust_env",
-        "default_encoding",
-    ]
-)
-# What belongs to the pool, or to state that a client and its views share: a view cannot have its own.
-_SHARED_FIELDS = frozenset(
-    name
-    for name in ClientConfig.model_fields
-    if name.startswith(("max_connection", "max_keepalive", "keepalive", "client_", "circuit_breaker_", "rate_limit_"))
-    or name in ("verify_ssl", "ca_file", "proxy", "trust_env", "http2", "engine", "retry_budget", "persist_cookies")
-) - {"rate_limit_max_wait"}
+    from fastapi_http_client.client_options import BodyOptions, HTTPXOptions, RequestOptions
 
 _NO_OPTIONS: Mapping[str, Any] = {}
 
@@ -168,17 +95,15 @@ class AsyncHTTPClient(httpx.AsyncClient):
         **httpx_options: Unpack[HTTPXOptions],
     ) -> None:
         options: dict[str, Any] = dict(httpx_options)
-        _refuse_unknown(options)
-        _refuse_other_kinds(
-            name=(name, str),
-            rate_limiter=(rate_limiter, TokenBucketRateLimiter),
-            circuit_breaker=(circuit_breaker, CircuitBreaker),
+        check_arguments(
+            options,
+            name=name,
+            rate_limiter=rate_limiter,
+            circuit_breaker=circuit_breaker,
+            transport=transport,
+            clock=clock,
         )
-        if name == "":
-            raise _bad("name", "must not be empty")
-        if transport is not None and not hasattr(transport, "handle_async_request"):
-            raise _bad("transport", f"must be an httpx.AsyncBaseTransport, not {type(transport).__name__}")
-        config = _effective_config(config, base_url, options)
+        config = effective_config(config, base_url, options)
         self.config = config
         self.name = name
         self.clock: Clock = clock or SYSTEM_CLOCK
@@ -186,21 +111,15 @@ class AsyncHTTPClient(httpx.AsyncClient):
         self.lifecycle = Lifecycle(name)
         self.default_encoding: Any = options.get("default_encoding", "utf-8")
 
-        url = httpx.URL(config.base_url)
-        auth = build_auth(auth) or _auth_from_config(config.auth)
-        if url.userinfo:
-            auth = auth or BasicAuth(url.username, url.password)
-            url = url.copy_with(username=None, password=None)
+        url, in_url = without_userinfo(httpx.URL(config.base_url))
+        auth = build_auth(auth) or auth_from_config(config.auth) or in_url
         if isinstance(auth, OAuth2ClientCredentials):
             auth.bind(self.clock)
 
         headers = httpx.Headers(config.headers)
-        try:
-            headers.update(options.get("headers"))
-        except (TypeError, ValueError, AttributeError):
-            raise _bad("headers", "must be a mapping or a list of pairs of text") from None
+        headers.update(options.get("headers"))
         headers.setdefault("Accept-Encoding", ACCEPT_ENCODING)
-        self._tls = _tls(config, options)
+        self._tls = tls_context(config, options)
         self._http1 = bool(options.get("http1", True))
         super().__init__(
             auth=auth,
@@ -208,7 +127,7 @@ class AsyncHTTPClient(httpx.AsyncClient):
             headers=headers,
             cookies=options.get("cookies"),
             mounts=options.get("mounts"),
-            timeout=options.get("timeout", _timeout(config)),
+            timeout=options.get("timeout", timeout_of(config)),
             follow_redirects=config.follow_redirects,
             max_redirects=config.max_redirects,
             event_hooks=options.get("event_hooks"),
@@ -218,7 +137,7 @@ class AsyncHTTPClient(httpx.AsyncClient):
             default_encoding=self.default_encoding,
         )
 
-        self.rate_limiter = rate_limiter or _limiter_from_config(config)
+        self.rate_limiter = rate_limiter or limiter_from_config(config)
         if self.rate_limiter is not None:
             self.rate_limiter.bind(self.clock)
         if circuit_breaker is None and (rules := rules_of(config)) is not None:
@@ -227,7 +146,7 @@ class AsyncHTTPClient(httpx.AsyncClient):
         if self.circuit_breaker is not None:
             self.circuit_breaker.bind(self.clock, name)
             self.circuit_breaker.subscribe(report_circuit_change)
-        self.middlewares = _checked_middlewares(middlewares)
+        self.middlewares = checked_middlewares(middlewares)
         self.retry_budget = RetryBudget(config.retry_budget)
         self.server_limit = ServerLimit(
             longest=config.retry_max_delay, jitter=config.retry_jitter, clock=self.clock, chance=self.chance
@@ -245,11 +164,9 @@ class AsyncHTTPClient(httpx.AsyncClient):
 
     def _init_proxy_transport(self, proxy: httpx.Proxy, *_: Any, **__: Any) -> httpx.AsyncBaseTransport:
         """httpx asks here for the transport of each proxy that the environment names."""
-        url = proxy.url
-        if proxy.raw_auth is not None:
-            username, password = (part.decode() for part in proxy.raw_auth)
-            url = url.copy_with(username=username, password=password)
-        config = self.config.model_copy(update={"proxy": str(url)})
+        if self.config.engine == "asyncio":
+            raise bad("engine", "'asyncio' knows no proxies, and the environment names one (trust_env)")
+        config = self.config.model_copy(update={"proxy": proxy_url(proxy)})
         return _transport.create_transport(config, ssl_context=self._tls, http1=self._http1)
 
     def _build_pipeline(self) -> None:
@@ -280,16 +197,19 @@ class AsyncHTTPClient(httpx.AsyncClient):
         """
         for field in config_fields:
             if field not in ClientConfig.model_fields:
-                raise _bad(field, "unknown option")
-            if field in _SHARED_FIELDS:
-                raise _bad(field, "belongs to what a client shares with its views; make another client for it")
+                raise bad(field, "unknown option")
+            if field in SHARED_FIELDS:
+                raise bad(field, "belongs to what a client shares with its views; make another client for it")
         for field, shared in (
             ("enable_rate_limiting", self.rate_limiter),
             ("enable_circuit_breaker", self.circuit_breaker),
         ):
             if config_fields.get(field) and shared is None:
-                raise _bad(field, "the client has none that the view could share")
-        config = ClientConfig(**(_set_fields(self.config) | config_fields))
+                raise bad(field, "the client has none that the view could share")
+        auth = config_fields.get("auth")
+        given = auth if isinstance(auth, httpx.Auth | tuple) or callable(auth) else None
+        fields: dict[str, Any] = config_fields if given is None else {**config_fields, "auth": None}
+        config = ClientConfig(**(set_fields(self.config) | fields))
         view = copy.copy(self)
         view._owner = self._owner or self
         view.config = config
@@ -297,21 +217,41 @@ class AsyncHTTPClient(httpx.AsyncClient):
             view.rate_limiter = None
         if config_fields.get("enable_circuit_breaker") is False:
             view.circuit_breaker = None
-        if "base_url" in config_fields:
-            view.base_url = httpx.URL(config.base_url)
         view.headers, view.params, view.event_hooks = self.headers, self.params, self.event_hooks  # httpx copies them
         if "headers" in config_fields:
             view.headers.update(config.headers)
+        if "base_url" in config_fields:
+            view.base_url, in_url = without_userinfo(httpx.URL(config.base_url))
+            view._auth = in_url or view._auth
         if "auth" in config_fields:
-            view._auth = _auth_from_config(config.auth)
-            if isinstance(view._auth, OAuth2ClientCredentials):
-                view._auth.bind(self.clock)
-        if config_fields.keys() & {"timeout", "connect_timeout", "total_timeout"}:
-            view.timeout = _timeout(config)
-        view.follow_redirects = config.follow_redirects
-        view.max_redirects = config.max_redirects
+            view._auth = build_auth(given) or auth_from_config(config.auth)
+        if isinstance(view._auth, OAuth2ClientCredentials):
+            view._auth.bind(self.clock)
+        if config_fields.keys() & {"timeout", "connect_timeout"}:
+            view.timeout = timeout_of(config)
+        elif "total_timeout" in config_fields:
+            view.timeout = self._timeout_within(config)
+        if "follow_redirects" in config_fields:
+            view.follow_redirects = config.follow_redirects
+        if "max_redirects" in config_fields:
+            view.max_redirects = config.max_redirects
         view._build_pipeline()
         return view
+
+    def _timeout_within(self, config: ClientConfig) -> httpx.Timeout:
+        """The limits of a view with another `total_timeout`: of its config, or what was put in their place, cut to it.
+
+        A limit that was taken away, for a stream, say, stays away.
+        """
+        if self.timeout == timeout_of(self.config):
+            return timeout_of(config)
+        if config.total_timeout is None:
+            return self.timeout
+        cut = {
+            phase: None if limit is None else min(limit, config.total_timeout)
+            for phase, limit in self.timeout.as_dict().items()
+        }
+        return httpx.Timeout(**cut)
 
     # -- requests ------------------------------------------------------------------------------------------------
 
@@ -346,7 +286,7 @@ class AsyncHTTPClient(httpx.AsyncClient):
             of_call(error, message=message, client=self.name)
             raise
         if "timeout" in rest:
-            _check_timeout(rest["timeout"])
+            check_timeout(rest["timeout"])
         try:
             if params or self.params:
                 joined = with_params(joined, self.params.merge(params))
@@ -575,40 +515,8 @@ class AsyncHTTPClient(httpx.AsyncClient):
         return f"<AsyncHTTPClient({name}{redact_url(self.base_url)!r})>"
 
 
-# -- from arguments to parts -------------------------------------------------------------------------------------
-
-
-def _bad(argument: str, what: str) -> ConfigurationError:
-    return bad_argument("AsyncHTTPClient", argument, what)
-
-
-def _refuse_unknown(options: Mapping[str, Any]) -> None:
-    unknown = options.keys() - _HTTPX_OPTIONS
-    if unknown:
-        raise TypeError(f"AsyncHTTPClient() got an unexpected keyword argument {sorted(unknown)[0]!r}")
-
-
-def _refuse_other_kinds(**arguments: tuple[object, type]) -> None:
-    for argument, (value, kind) in arguments.items():
-        if value is not None and not isinstance(value, kind):
-            raise _bad(argument, f"must be a {kind.__name__}, not {type(value).__name__}")
-
-
-def _check_timeout(timeout: object) -> None:
-    """Of the many things that httpx takes, the numbers have to be possible: it would find out call by call."""
-    if timeout is None or timeout is USE_CLIENT_DEFAULT:
-        return
-    try:
-        limits = httpx.Timeout(timeout).as_dict().values()  # type: ignore[arg-type]
-        possible = all(limit is None or limit > 0 for limit in limits)
-    except (TypeError, ValueError):
-        possible = False
-    if not possible:
-        raise _bad("timeout", "must be a number of seconds above 0, an httpx.Timeout of such, or None")
-
-
-def _set_fields(config: ClientConfig) -> dict[str, Any]:
-    return {name: getattr(config, name) for name in config.model_fields_set}
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_UNSAFE_IN_COOKIE = re.compile(r"[;\x00-\x1f\x7f]")
 
 
 def _refuse_injection(request: httpx.Request, cookies: Any) -> None:
@@ -623,92 +531,13 @@ def _refuse_injection(request: httpx.Request, cookies: Any) -> None:
                 raise httpx.InvalidURL("a part's header holds a control character")
 
 
-_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
-_UNSAFE_IN_COOKIE = re.compile(r"[;\x00-\x1f\x7f]")
-
-
-def _effective_config(
-    config: ClientConfig | None, base_url: httpx.URL | str, options: Mapping[str, Any]
-) -> ClientConfig:
-    """The config with what httpx's own options say put over it, and checked as a whole."""
-    if config is not None and not isinstance(config, ClientConfig):
-        raise _bad("config", f"must be a ClientConfig, not {type(config).__name__}")
-    config = config or ClientConfig()
-    over: dict[str, Any] = {}
-    if str(base_url):
-        over["base_url"] = str(base_url)
-    timeout = options.get("timeout")
-    _check_timeout(timeout)
-    if isinstance(timeout, int | float):
-        over["timeout"] = timeout
-    limits = options.get("limits")
-    if limits is not None:
-        over["max_connections"] = limits.max_connections or 1_000_000
-        over["max_keepalive_connections"] = (
-            over["max_connections"] if limits.max_keepalive_connections is None else limits.max_keepalive_connections
-        )
-        over["keepalive_expiry"] = 1e9 if limits.keepalive_expiry is None else limits.keepalive_expiry
-    for name in ("follow_redirects", "max_redirects", "trust_env", "http2"):
-        if name in options:
-            over[name] = options[name]
-    proxy = options.get("proxy")
-    if proxy is not None:
-        over["proxy"] = str(proxy.url if isinstance(proxy, httpx.Proxy) else proxy)
-    if "verify" in options:
-        over["verify_ssl"] = options["verify"] is not False
-    return ClientConfig(**(_set_fields(config) | over)) if over else config
-
-
-def _timeout(config: ClientConfig) -> httpx.Timeout:
-    return httpx.Timeout(config.timeout, connect=config.connect_timeout or config.timeout)
-
-
-def _tls(config: ClientConfig, options: Mapping[str, Any]) -> ssl.SSLContext:
-    verify, cert = options.get("verify", True), options.get("cert")
-    if isinstance(verify, bool) and cert is None:
-        return _transport.ssl_context_for(config)
-    return httpx.create_ssl_context(verify=verify, cert=cert, trust_env=config.trust_env)
-
-
-def _auth_from_config(config: AuthConfig | None) -> httpx.Auth | None:
-    if config is None:
-        return None
-    if isinstance(config, BearerConfig):
-        return BearerAuth(config.token)
-    if isinstance(config, APIKeyConfig):
-        return APIKeyAuth(config.api_key, config.header_name, config.query_param_name)
-    if isinstance(config, BasicConfig):
-        return BasicAuth(config.username, config.password)
-    return OAuth2ClientCredentials(
-        config.token_url, config.client_id, config.client_secret, config.scope, config.cache_duration
-    )
-
-
-def _limiter_from_config(config: ClientConfig) -> TokenBucketRateLimiter | None:
-    if not config.enable_rate_limiting:
-        return None
-    return TokenBucketRateLimiter(config.rate_limit_rate, config.rate_limit_burst)
-
-
-def _checked_middlewares(middlewares: Sequence[Middleware]) -> tuple[Middleware, ...]:
-    if not isinstance(middlewares, Iterable):
-        raise _bad("middlewares", f"must be a sequence of Middlewares, not {type(middlewares).__name__}")
-    middlewares = tuple(middlewares)
-    for middleware in middlewares:
-        if not isinstance(middleware, Middleware):
-            raise _bad("middlewares", f"{middleware!r} is no Middleware")
-    if sum(isinstance(middleware, RetryMiddleware) for middleware in middlewares) > 1:
-        raise _bad("middlewares", "holds more than one RetryMiddleware")
-    return middlewares
-
-
 def _with_options(build_options: dict[str, Any], retry: bool, total_timeout: float | None) -> dict[str, Any]:
     if retry is True and total_timeout is None:
         return build_options
     if not isinstance(retry, bool):
-        raise _bad("retry", "must be True or False")
+        raise bad("retry", "must be True or False")
     if total_timeout is not None and not (isinstance(total_timeout, int | float) and 0 < total_timeout < float("inf")):
-        raise _bad("total_timeout", "must be a number of seconds above 0")
+        raise bad("total_timeout", "must be a number of seconds above 0")
     extensions = build_options.get("extensions") or {}
     options = {"retry": retry, "total_timeout": total_timeout}
     return {**build_options, "extensions": {**extensions, OPTIONS: options}}

@@ -154,10 +154,11 @@ _POOL = "httpcore._async.connection_pool"
 # -- TLS ---------------------------------------------------------------------------------------------------------
 
 
-def ssl_context_for(config: ClientConfig) -> ssl.SSLContext:
+def ssl_context_for(config: ClientConfig, password: str | None = None) -> ssl.SSLContext:
     """The TLS context for a client's options, one for all clients whose options are the same.
 
-    A context costs 20 to 30 ms and nearly 1 MB. Raises `ConfigurationError` naming the file that cannot be used.
+    A context costs 20 to 30 ms and nearly 1 MB. One with a `password`, of the client's key, is not kept.
+    Raises `ConfigurationError` naming the file that cannot be used.
     """
     written = []
     for field in ("ca_file", "client_cert", "client_key"):
@@ -165,7 +166,8 @@ def ssl_context_for(config: ClientConfig) -> ssl.SSLContext:
         if path is not None and not Path(path).is_file():
             raise bad_argument("", field, f"there is no file {path!r}")
         written.append(None if path is None else Path(path).stat().st_mtime_ns)
-    return _ssl_context(
+    make = _shared_ssl_context if password is None else _ssl_context
+    return make(
         config.verify_ssl,
         config.ca_file,
         config.client_cert,
@@ -173,10 +175,10 @@ def ssl_context_for(config: ClientConfig) -> ssl.SSLContext:
         config.trust_env,
         config.http2,  # the pool sets the protocols it offers on the context itself
         tuple(written),  # a certificate that was renewed is another one
+        password or "",
     )
 
 
-@functools.lru_cache(maxsize=64)
 def _ssl_context(
     verify: bool,
     ca_file: str | None,
@@ -185,6 +187,7 @@ def _ssl_context(
     trust_env: bool,
     http2: bool,
     written: tuple[int | None, ...],
+    password: str,
 ) -> ssl.SSLContext:
     if ca_file is None:
         context = httpx.create_ssl_context(verify=verify, trust_env=trust_env)
@@ -195,10 +198,13 @@ def _ssl_context(
             raise bad_argument("", "ca_file", f"{ca_file!r} holds no usable certificates") from error
     if cert is not None:
         try:
-            context.load_cert_chain(cert, key, password=lambda: "")
+            context.load_cert_chain(cert, key, password=lambda: password)
         except (OSError, ssl.SSLError) as error:
             field = "client_cert" if key is None else "client_key"
             raise bad_argument(
                 "", field, f"certificate {cert!r} and its key cannot be used ({type(error).__name__})"
             ) from error
     return context
+
+
+_shared_ssl_context = functools.lru_cache(maxsize=64)(_ssl_context)

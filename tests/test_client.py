@@ -795,10 +795,28 @@ async def test_a_stream_counts_for_the_circuit_when_it_has_ended(upstream: Hosti
         ("name", ""),
         ("timeout", "x"),
         ("timeout", float("nan")),
+        ("auth", 5),
+        ("clock", 5),
+        ("random", 5),
+        ("limits", 5),
+        ("limits", httpx.Limits(max_connections=0)),
+        ("mounts", 5),
+        ("mounts", {"all://": 5}),
+        ("params", 5),
+        ("cookies", 5),
+        ("event_hooks", 5),
+        ("event_hooks", {"request": 5}),
+        ("event_hooks", {"requests": []}),
+        ("default_encoding", 5),
+        ("verify", "/nowhere/ca.pem"),
+        ("verify", 5),
+        ("cert", "/nowhere/client.pem"),
+        ("cert", 5),
+        ("proxy", httpx.Proxy("http://proxy.example:3128", headers={"X-A": "1"})),
     ],
 )
 def test_an_argument_of_a_wrong_kind_is_named(argument: str, value: Any) -> None:
-    with pytest.raises(ConfigurationError, match=f"AsyncHTTPClient: {argument}: "):
+    with pytest.raises(ConfigurationError, match=f"(AsyncHTTPClient|ClientConfig): (max_connections|{argument}): "):
         AsyncHTTPClient("https://api.example.com", **{argument: value})
 
 

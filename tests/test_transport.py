@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import httpx
 import pytest
+from cryptography.hazmat.primitives import serialization
 
 from fastapi_http_client import transport
 from fastapi_http_client.client import AsyncHTTPClient
@@ -433,7 +434,7 @@ async def test_an_authority_of_the_environment_counts_only_when_it_is_trusted(
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(tls_upstream.certs["ca.pem"]))
     for trust_env in (False, True):
-        transport._ssl_context.cache_clear()
+        transport._shared_ssl_context.cache_clear()
         config = ClientConfig(retry_attempts=1, trust_env=trust_env)
         async with AsyncHTTPClient(tls_upstream.url("", "tls"), config=config) as client:
             if trust_env:
@@ -441,7 +442,7 @@ async def test_an_authority_of_the_environment_counts_only_when_it_is_trusted(
             else:
                 with pytest.raises(HTTPRequestError, match="CERTIFICATE_VERIFY_FAILED"):
                     await client.get("/ok")
-    transport._ssl_context.cache_clear()
+    transport._shared_ssl_context.cache_clear()
 
 
 async def test_verification_can_be_switched_off(tls_upstream: HostileUpstream) -> None:
@@ -463,6 +464,38 @@ async def test_a_client_certificate_is_presented() -> None:
         ) as stranger:
             with pytest.raises(HTTPRequestError):
                 await stranger.get("/ok")
+
+
+def write_client_files(files: dict[str, str], folder: Path) -> tuple[Path, Path]:
+    """The client's key behind the password "pass", and its certificate and key in one file."""
+    certificate, key = (Path(files[name]).read_bytes() for name in ("client.pem", "client.key"))
+    locked, both = folder / "locked.key", folder / "both.pem"
+    lock = serialization.BestAvailableEncryption(b"pass")
+    form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8)
+    locked.write_bytes(serialization.load_pem_private_key(key, None).private_bytes(*form, lock))
+    both.write_bytes(certificate + key)
+    return locked, both
+
+
+async def test_a_certificate_given_to_the_client_goes_with_the_authorities_of_its_config(tmp_path: Path) -> None:
+    with running(tls=True, require_client=True) as up:
+        files = up.certs
+        locked, both = write_client_files(files, tmp_path)
+        ca = {"ca_file": files["ca.pem"]}
+        for cert, config, options in (
+            ((files["client.pem"], files["client.key"]), ca, {}),
+            ((files["client.pem"], files["client.key"]), {}, {"verify": files["ca.pem"]}),
+            ((files["client.pem"], str(locked), "pass"), ca, {}),
+            (str(both), {"verify_ssl": False}, {}),
+            (None, {"client_cert": str(both)}, {"verify": files["ca.pem"]}),
+        ):
+            client = AsyncHTTPClient(up.url("", "tls"), config=ClientConfig(**config), cert=cert, **options)
+            async with client:
+                assert (await client.get("/ok")).status_code == 200
+        with pytest.raises(ConfigurationError, match=r"AsyncHTTPClient: cert: .* cannot be used"):
+            AsyncHTTPClient(cert=(files["client.pem"], str(locked), "wrong"))
+        with pytest.raises(ConfigurationError, match=r"verify: is an SSLContext, .* and ca_file is set too"):
+            AsyncHTTPClient(config=ClientConfig(**ca), verify=ssl.create_default_context())
 
 
 async def test_a_certificate_for_another_host_is_refused() -> None:
@@ -529,3 +562,18 @@ async def test_a_proxy_that_refuses_the_tunnel_is_an_error_of_ours(upstream: Hos
     async with nothing_left(upstream), AsyncHTTPClient("https://api.example.com", config=config) as client:
         with pytest.raises(HTTPRequestError, match="502"):
             await client.get("/")
+
+
+async def test_a_proxy_object_takes_its_credential_along(upstream: HostileUpstream) -> None:
+    proxy = httpx.Proxy(upstream.url("", "other"), auth=("user", "p@ss"))
+    async with AsyncHTTPClient("http://up.example", proxy=proxy, config=ClientConfig(retry_attempts=1)) as client:
+        assert client.config.proxy == upstream.url("", "other").replace("//", "//user:p%40ss@")
+
+
+def test_a_proxy_of_the_environment_is_not_passed_over_by_an_engine_that_knows_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://proxy.example:3128")
+    with pytest.raises(ConfigurationError, match="engine: 'asyncio' knows no proxies, and the environment names one"):
+        AsyncHTTPClient("http://up.example", config=ClientConfig(engine="asyncio", trust_env=True))
+    AsyncHTTPClient("http://up.example", config=ClientConfig(engine="asyncio"))

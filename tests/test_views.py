@@ -9,6 +9,7 @@ import pytest
 
 from fastapi_http_client.auth import BearerAuth
 from fastapi_http_client.client import AsyncHTTPClient
+from fastapi_http_client.client_options import SHARED_FIELDS
 from fastapi_http_client.config import BearerConfig, ClientConfig, OAuth2Config
 from fastapi_http_client.errors import (
     CircuitBreakerOpenError,
@@ -168,3 +169,58 @@ def test_what_is_shared_cannot_be_changed(field: str) -> None:
 def test_a_bad_option_is_named(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         AsyncHTTPClient("https://api.example.com").with_options(**fields)
+
+
+async def test_another_total_timeout_leaves_limits_that_were_set_otherwise_alone() -> None:
+    client = AsyncHTTPClient("https://api.example.com", timeout=httpx.Timeout(10, read=None))
+    assert client.with_options(total_timeout=60).timeout == httpx.Timeout(10, read=None)
+    assert client.with_options(total_timeout=4).timeout == httpx.Timeout(4, read=None)
+    assert client.with_options(retry_attempts=2).timeout == httpx.Timeout(10, read=None)
+    client.timeout = 7.0  # type: ignore[assignment]
+    assert client.with_options(total_timeout=60).timeout == httpx.Timeout(7)
+    assert client.with_options(timeout=60).timeout == httpx.Timeout(60)
+
+
+def test_limits_that_follow_the_total_follow_that_of_the_view() -> None:
+    client = AsyncHTTPClient("https://api.example.com", config=ClientConfig(total_timeout=5))
+    assert client.timeout == httpx.Timeout(5)
+    assert client.with_options(total_timeout=20).timeout == httpx.Timeout(20)
+    assert client.with_options(total_timeout=2).timeout == httpx.Timeout(2)
+
+
+def test_redirects_that_were_switched_on_by_hand_stay_on() -> None:
+    client = AsyncHTTPClient("https://api.example.com")
+    client.follow_redirects, client.max_redirects = True, 3
+    view = client.with_options(retry_attempts=2)
+    assert (view.follow_redirects, view.max_redirects) == (True, 3)
+    assert client.with_options(follow_redirects=False).follow_redirects is False
+
+
+async def test_user_info_in_the_address_of_a_view_is_its_credential(upstream: HostileUpstream) -> None:
+    async with AsyncHTTPClient(upstream.url(), auth=BearerAuth("other")) as client:
+        view = client.with_options(base_url=upstream.url().replace("//", "//user:pass@"))
+        assert not view.base_url.userinfo
+        sent = (await view.get("/echo")).json_data["headers_dict"]
+        assert sent["authorization"] == "Basic dXNlcjpwYXNz"
+        assert (await client.get("/echo")).json_data["headers_dict"]["authorization"] == "Bearer other"
+
+
+@pytest.mark.parametrize("auth", [BearerAuth("view"), ("user", "pass"), httpx.BasicAuth("user", "pass")])
+async def test_a_view_may_have_an_auth_object(upstream: HostileUpstream, auth: Any) -> None:
+    async with AsyncHTTPClient(upstream.url(), auth=BearerAuth("client")) as client:
+        sent = (await client.with_options(auth=auth).get("/echo")).json_data["headers_dict"]
+        assert sent["authorization"] in ("Bearer view", "Basic dXNlcjpwYXNz")
+        assert "authorization" not in (await client.with_options(auth=None).get("/echo")).json_data["headers_dict"]
+
+
+def test_every_option_is_either_shared_or_of_a_view() -> None:
+    of_a_view = {
+        *("base_url", "auth", "timeout", "connect_timeout", "total_timeout", "headers", "allowed_origins"),
+        *("follow_redirects", "max_redirects", "max_response_bytes"),
+        *("retry_attempts", "retry_backoff_factor", "retry_max_delay", "retry_jitter", "retry_statuses"),
+        *("retry_methods", "retry_non_idempotent", "idempotency_keys"),
+        *("enable_rate_limiting", "enable_circuit_breaker", "rate_limit_max_wait"),
+        *("propagation", "propagate_headers"),
+    }
+    assert of_a_view.isdisjoint(SHARED_FIELDS)
+    assert of_a_view | SHARED_FIELDS == ClientConfig.model_fields.keys()

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from typing import Self, Unpack
 
     from fastapi_http_client.circuit_breaker import CircuitBreaker
-    from fastapi_http_client.client import HTTPXOptions
+    from fastapi_http_client.client_options import HTTPXOptions
     from fastapi_http_client.clock import Clock
     from fastapi_http_client.fleet import Fleet
     from fastapi_http_client.middleware import Middleware

@@ -1,0 +1,299 @@
+"""What a client is made of: httpx's own options, checked and put over a `ClientConfig`, and the parts that it names."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from http.cookiejar import CookieJar
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import httpx
+from httpx import USE_CLIENT_DEFAULT
+
+from fastapi_http_client import transport
+from fastapi_http_client.arguments import bad_argument
+from fastapi_http_client.auth import APIKeyAuth, BasicAuth, BearerAuth
+from fastapi_http_client.circuit_breaker import CircuitBreaker
+from fastapi_http_client.config import APIKeyConfig, AuthConfig, BasicConfig, BearerConfig, ClientConfig
+from fastapi_http_client.errors import ConfigurationError
+from fastapi_http_client.middleware import Middleware
+from fastapi_http_client.oauth2 import OAuth2ClientCredentials
+from fastapi_http_client.rate_limiter import TokenBucketRateLimiter
+from fastapi_http_client.retry import RetryMiddleware
+
+if TYPE_CHECKING:
+    from httpx._client import UseClientDefault
+    from httpx._types import (
+        AuthTypes,
+        CertTypes,
+        CookieTypes,
+        HeaderTypes,
+        ProxyTypes,
+        QueryParamTypes,
+        RequestContent,
+        RequestData,
+        RequestFiles,
+        TimeoutTypes,
+    )
+
+
+class HTTPXOptions(TypedDict, total=False):
+    """httpx's own constructor options; each wins over the field of `config` that says the same."""
+
+    params: QueryParamTypes | None
+    headers: HeaderTypes | None
+    cookies: CookieTypes | None
+    verify: ssl.SSLContext | str | bool
+    cert: CertTypes | None
+    http1: bool
+    http2: bool
+    proxy: ProxyTypes | None
+    mounts: Mapping[str, httpx.AsyncBaseTransport | None] | None
+    timeout: TimeoutTypes
+    follow_redirects: bool
+    limits: httpx.Limits
+    max_redirects: int
+    event_hooks: Mapping[str, list[Callable[..., Any]]] | None
+    trust_env: bool
+    default_encoding: str | Callable[[bytes], str]
+
+
+class RequestOptions(TypedDict, total=False):
+    """What every verb takes."""
+
+    params: QueryParamTypes | None
+    path_params: Mapping[str, Any] | None
+    headers: HeaderTypes | None
+    cookies: CookieTypes | None
+    auth: AuthTypes | UseClientDefault | None
+    follow_redirects: bool | UseClientDefault
+    timeout: TimeoutTypes | UseClientDefault
+    extensions: Mapping[str, Any] | None
+    retry: bool
+    total_timeout: float | None
+
+
+class BodyOptions(RequestOptions, total=False):
+    """What the verbs with a body take too."""
+
+    content: RequestContent | None
+    data: RequestData | None
+    files: RequestFiles | None
+    json: Any
+
+
+SHARED_FIELDS = frozenset(
+    {
+        *("verify_ssl", "ca_file", "client_cert", "client_key", "proxy", "trust_env", "http2", "engine"),
+        *("max_connections", "max_keepalive_connections", "keepalive_expiry", "max_connection_age"),
+        *("rate_limit_rate", "rate_limit_burst", "retry_budget", "persist_cookies"),
+        *("circuit_breaker_failure_threshold", "circuit_breaker_recovery_timeout"),
+        *("circuit_breaker_half_open_max_calls", "circuit_breaker_failure_rate", "circuit_breaker_window"),
+        *("circuit_breaker_minimum_calls",),
+    }
+)
+"""Fields of a config that belong to the pool, or to state that a client and its views share."""
+
+
+def bad(argument: str, what: str) -> ConfigurationError:
+    return bad_argument("AsyncHTTPClient", argument, what)
+
+
+def check_arguments(
+    options: Mapping[str, Any],
+    *,
+    name: Any,
+    rate_limiter: Any,
+    circuit_breaker: Any,
+    transport: Any,
+    clock: Any,
+) -> None:
+    """Raise `ConfigurationError` for an argument of a wrong kind, which httpx or a call would find out later."""
+    unknown = options.keys() - HTTPXOptions.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"AsyncHTTPClient() got an unexpected keyword argument {sorted(unknown)[0]!r}")
+    for argument, value, kind in (
+        ("name", name, str),
+        ("rate_limiter", rate_limiter, TokenBucketRateLimiter),
+        ("circuit_breaker", circuit_breaker, CircuitBreaker),
+        ("limits", options.get("limits"), httpx.Limits),
+        ("mounts", options.get("mounts"), Mapping),
+    ):
+        if value is not None and not isinstance(value, kind):
+            raise bad(argument, f"must be a {kind.__name__}, not {type(value).__name__}")
+    if name == "":
+        raise bad("name", "must not be empty")
+    if transport is not None and not hasattr(transport, "handle_async_request"):
+        raise bad("transport", f"must be an httpx.AsyncBaseTransport, not {type(transport).__name__}")
+    if clock is not None and not all(callable(getattr(clock, part, None)) for part in ("monotonic", "wall", "sleep")):
+        raise bad("clock", "must have the methods monotonic(), wall() and sleep()")
+    encoding = options.get("default_encoding", "utf-8")
+    if not isinstance(encoding, str) and not callable(encoding):
+        raise bad("default_encoding", "must be the name of an encoding, or be callable")
+    check_timeout(options.get("timeout"))
+    _check_collections(options)
+
+
+def _check_collections(options: Mapping[str, Any]) -> None:
+    for argument, make, what in (
+        ("headers", httpx.Headers, "a mapping or a list of pairs of text"),
+        ("params", httpx.QueryParams, "a mapping, a list of pairs, or text"),
+        ("cookies", _cookies, "a mapping or a list of pairs of text"),
+    ):
+        try:
+            make(options.get(argument))
+        except (TypeError, ValueError, AttributeError):
+            raise bad(argument, f"must be {what}") from None
+    hooks = options.get("event_hooks")
+    if hooks is not None and not (
+        isinstance(hooks, Mapping)
+        and hooks.keys() <= {"request", "response"}
+        and all(isinstance(some, Sequence) and all(map(callable, some)) for some in hooks.values())
+    ):
+        raise bad("event_hooks", "must map 'request' and 'response' to lists of functions")
+    for pattern, mounted in (options.get("mounts") or {}).items():
+        if not isinstance(pattern, str) or not (mounted is None or hasattr(mounted, "handle_async_request")):
+            raise bad("mounts", "must map URL patterns to httpx.AsyncBaseTransports")
+
+
+def _cookies(cookies: Any) -> None:
+    if not (cookies is None or isinstance(cookies, httpx.Cookies | CookieJar)):
+        httpx.Cookies(cookies if isinstance(cookies, list) else dict(cookies))
+
+
+def check_timeout(timeout: object) -> None:
+    """Of the many things that httpx takes, the numbers have to be possible: it would find out call by call."""
+    if timeout is None or timeout is USE_CLIENT_DEFAULT:
+        return
+    try:
+        limits = httpx.Timeout(timeout).as_dict().values()  # type: ignore[arg-type]
+        possible = all(limit is None or limit > 0 for limit in limits)
+    except (TypeError, ValueError):
+        possible = False
+    if not possible:
+        raise bad("timeout", "must be a number of seconds above 0, an httpx.Timeout of such, or None")
+
+
+def set_fields(config: ClientConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in config.model_fields_set}
+
+
+def effective_config(
+    config: ClientConfig | None, base_url: httpx.URL | str, options: Mapping[str, Any]
+) -> ClientConfig:
+    """The config with what httpx's own options say put over it, and checked as a whole."""
+    if config is not None and not isinstance(config, ClientConfig):
+        raise bad("config", f"must be a ClientConfig, not {type(config).__name__}")
+    config = config or ClientConfig()
+    over: dict[str, Any] = {}
+    if str(base_url):
+        over["base_url"] = str(base_url)
+    timeout = options.get("timeout")
+    if isinstance(timeout, int | float):
+        over["timeout"] = timeout
+    limits = options.get("limits")
+    if limits is not None:
+        over["max_connections"] = 1_000_000 if limits.max_connections is None else limits.max_connections
+        over["max_keepalive_connections"] = (
+            over["max_connections"] if limits.max_keepalive_connections is None else limits.max_keepalive_connections
+        )
+        over["keepalive_expiry"] = 1e9 if limits.keepalive_expiry is None else limits.keepalive_expiry
+    for name in ("follow_redirects", "max_redirects", "trust_env", "http2"):
+        if name in options:
+            over[name] = options[name]
+    proxy = options.get("proxy")
+    if proxy is not None:
+        over["proxy"] = proxy_url(proxy)
+    if "verify" in options:
+        over["verify_ssl"] = options["verify"] is not False
+    return ClientConfig(**(set_fields(config) | over)) if over else config
+
+
+def proxy_url(proxy: Any) -> str:
+    """The URL of a proxy, with the user and the password that httpx keeps apart from it."""
+    if not isinstance(proxy, httpx.Proxy):
+        return str(proxy)
+    if proxy.headers or proxy.ssl_context is not None:
+        raise bad("proxy", "with headers or a TLS context of its own goes into mounts=, as an httpx.AsyncHTTPTransport")
+    url = proxy.url
+    if proxy.raw_auth is not None:
+        username, password = (part.decode() for part in proxy.raw_auth)
+        url = url.copy_with(username=username, password=password)
+    return str(url)
+
+
+def without_userinfo(url: httpx.URL) -> tuple[httpx.URL, BasicAuth | None]:
+    """A base URL, and the credential that stood in it."""
+    if not url.userinfo:
+        return url, None
+    return url.copy_with(username=None, password=None), BasicAuth(url.username, url.password)
+
+
+def timeout_of(config: ClientConfig) -> httpx.Timeout:
+    return httpx.Timeout(config.timeout, connect=config.connect_timeout or config.timeout)
+
+
+def tls_context(config: ClientConfig, options: Mapping[str, Any]) -> ssl.SSLContext:
+    """The context for `verify` and `cert`, and for what they leave to the config: its `ca_file` and `client_cert`.
+
+    A context that is given as `verify` is used as it is.
+    """
+    verify, cert = options.get("verify", True), options.get("cert")
+    if isinstance(verify, ssl.SSLContext):
+        for field in ("ca_file", "client_cert"):
+            if getattr(config, field) is not None:
+                raise bad("verify", f"is an SSLContext, which is used as it is, and {field} is set too")
+        return httpx.create_ssl_context(verify=verify, cert=cert)
+    files: dict[str, Any] = {}
+    names = {"ca_file": "verify", "client_cert": "cert", "client_key": "cert"}
+    password = None
+    if isinstance(verify, str | os.PathLike):
+        files["ca_file"] = os.fspath(verify)
+    elif not isinstance(verify, bool):
+        raise bad("verify", f"must be True, False, a file or an ssl.SSLContext, not {type(verify).__name__}")
+    if isinstance(cert, str | os.PathLike):
+        files |= {"client_cert": os.fspath(cert), "client_key": None}
+    elif isinstance(cert, tuple) and len(cert) in (2, 3):
+        files |= {"client_cert": os.fspath(cert[0]), "client_key": None if cert[1] is None else os.fspath(cert[1])}
+        password = cert[2] if len(cert) == 3 else None
+    elif cert is not None:
+        raise bad("cert", "must be a file, or a pair of a file and its key's, or these two and a password")
+    try:
+        return transport.ssl_context_for(config.model_copy(update=files), password)
+    except ConfigurationError as error:
+        problem = error.problems[0]
+        argument = names[problem.argument] if problem.argument in files else problem.argument
+        raise bad(argument, problem.message) from error.__cause__
+
+
+def auth_from_config(config: AuthConfig | None) -> httpx.Auth | None:
+    if config is None:
+        return None
+    if isinstance(config, BearerConfig):
+        return BearerAuth(config.token)
+    if isinstance(config, APIKeyConfig):
+        return APIKeyAuth(config.api_key, config.header_name, config.query_param_name)
+    if isinstance(config, BasicConfig):
+        return BasicAuth(config.username, config.password)
+    return OAuth2ClientCredentials(
+        config.token_url, config.client_id, config.client_secret, config.scope, config.cache_duration
+    )
+
+
+def limiter_from_config(config: ClientConfig) -> TokenBucketRateLimiter | None:
+    if not config.enable_rate_limiting:
+        return None
+    return TokenBucketRateLimiter(config.rate_limit_rate, config.rate_limit_burst)
+
+
+def checked_middlewares(middlewares: Sequence[Middleware]) -> tuple[Middleware, ...]:
+    if not isinstance(middlewares, Iterable):
+        raise bad("middlewares", f"must be a sequence of Middlewares, not {type(middlewares).__name__}")
+    middlewares = tuple(middlewares)
+    for middleware in middlewares:
+        if not isinstance(middleware, Middleware):
+            raise bad("middlewares", f"{middleware!r} is no Middleware")
+    if sum(isinstance(middleware, RetryMiddleware) for middleware in middlewares) > 1:
+        raise bad("middlewares", "holds more than one RetryMiddleware")
+    return middlewares
