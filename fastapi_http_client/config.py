@@ -27,7 +27,7 @@ from fastapi_http_client.errors import ConfigurationError, Problem
 from fastapi_http_client.redaction import redact_headers, redact_url
 
 METHODS = frozenset({"GET", "HEAD", "OPTIONS", "POST", "PUT", "DELETE", "PATCH", "TRACE"})
-_HEADER_NAME = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+HEADER_NAME = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 MAX_TOKEN = 16 * 1024
 
 
@@ -63,7 +63,7 @@ def _method(value: object) -> object:
 
 
 def _header_name(value: str) -> str:
-    if not re.fullmatch(_HEADER_NAME, value):
+    if not re.fullmatch(HEADER_NAME, value):
         raise ValueError("is no header name")
     return value
 

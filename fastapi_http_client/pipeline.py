@@ -245,7 +245,10 @@ _TICKET = "fastapi_http_client.ticket"
 
 
 class CircuitBreaking:
-    """Asks the circuit before an attempt, and tells it what came of it."""
+    """Asks the circuit before an attempt, and tells it what came of it.
+
+    A hop to another origin is not its business: what becomes of it says nothing of the client's own upstream.
+    """
 
     name = "circuit breaker"
 
@@ -254,6 +257,8 @@ class CircuitBreaking:
 
     async def __call__(self, request: httpx.Request, call_next: Handler) -> HTTPResponse:
         breaker = self._breaker
+        if not Call.of(request).home:
+            return await call_next(request)
         try:
             request.extensions[_TICKET] = breaker.admit(lease=lease(request, breaker))
         except CircuitBreakerOpenError as error:
@@ -298,6 +303,8 @@ class FleetCircuitBreaking(CircuitBreaking):
         self._shared = breaker
 
     async def __call__(self, request: httpx.Request, call_next: Handler) -> HTTPResponse:
+        if not Call.of(request).home:
+            return await call_next(request)
         try:
             request.extensions[_TICKET] = await self._shared.ask(lease=lease(request, self._shared))
         except CircuitBreakerOpenError as error:
@@ -345,7 +352,7 @@ def outcome_of_body(error: Exception | None) -> Outcome:
 class RateLimiting:
     """Waits while the upstream asks for a pause, and for our own limiter: in line, and no longer than there is time.
 
-    After a wait the circuit is asked again.
+    After a wait the circuit is asked again. A pause that another origin asks for, after a redirect, is not for us.
     """
 
     name = "rate limiter"
@@ -372,15 +379,16 @@ class RateLimiting:
             report_limiter_wait(call.client_name, waited)
             await self._ask_circuit_again(request)
         response = await call_next(request)
-        self._server_limit.note(response)
+        if call.home:
+            self._server_limit.note(response)
         return response
 
     async def _wait(self, call: Call) -> float:
         server_limit, limiter = self._server_limit, self._limiter
-        waited = await server_limit.wait(self._most(call)) if server_limit.is_pausing else 0.0
+        waited = await server_limit.wait(self._most(call)) if call.home and server_limit.is_pausing else 0.0
         if limiter is not None:
             waited += await limiter.acquire(max_wait=self._most(call))
-            if server_limit.is_pausing:  # it has begun while we were in line
+            if call.home and server_limit.is_pausing:  # it has begun while we were in line
                 waited += await server_limit.wait(self._most(call))
         return waited
 

@@ -738,3 +738,26 @@ def test_asgi_correlation_ids_own_id_is_echoed_when_its_middleware_is_in_use():
         response = httpx.get(base_url + "/sync", headers={"X-Correlation-ID": "theirs", "X-Request-ID": "ours"})
     assert response.headers["x-request-id"] == response.headers["x-correlation-id"] == "theirs"
     assert app.state.seen == {"sync route": "theirs"}
+
+
+async def test_an_error_of_the_server_reaches_the_application_that_waits_for_a_message():
+    class Broken(Exchange):
+        async def receive(self):
+            await self.inbox.get()
+            raise OSError("the server's side broke")
+
+    seen = []
+
+    async def app(scope, receive, send):
+        await asyncio.sleep(0.01)  # the watch reads by now
+        exchange.body()
+        for _ in range(2):
+            try:
+                await asyncio.wait_for(receive(), 5)
+            except OSError as error:
+                seen.append(str(error))
+        await answer(send)
+
+    exchange = Broken(endpoint=hello)
+    await exchange.run(RequestContextMiddleware(app))
+    assert seen == ["the server's side broke"] * 2

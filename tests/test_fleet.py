@@ -921,3 +921,30 @@ def test_permits_held_back_never_add_up_to_more_than_the_limit(
     for i, start in enumerate(times):
         for j in range(i, len(times)):
             assert j - i + 1 <= burst + rate * (times[j] - start) + 1e-6
+
+
+async def test_a_start_that_is_cancelled_leaves_nothing_behind(own_server: ValkeyProcess) -> None:
+    own_server.hang()
+    before = asyncio.all_tasks()
+    clients = HTTPClients(store=own_server.url)
+    clients.add("api", base_url="http://api.test")
+    starting = asyncio.create_task(clients.start())
+    await wait_until(lambda: len(asyncio.all_tasks()) > len(before) + 1)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert asyncio.all_tasks() == before
+    own_server.go_on()
+    async with clients:
+        assert "in use" in clients.explain()
+
+
+async def test_what_does_not_ask_the_store_takes_only_what_the_process_has(own_server: ValkeyProcess) -> None:
+    async with Fleet(own_server.url) as fleet:
+        limiter, breaker = fleet.rate_limiter("api", rate=1, burst=5), fleet.circuit_breaker("api")
+        assert not limiter.try_acquire()
+        assert breaker.admit_if_closed() is None
+        own_server.kill()
+        await call(breaker, Outcome.SUCCESS)
+        assert not fleet.is_up
+        assert limiter.try_acquire()

@@ -15,6 +15,7 @@ from fastapi_http_client.config import ClientConfig
 from fastapi_http_client.context import request_context
 from fastapi_http_client.errors import HTTPRequestError, RetryExhaustedError
 from fastapi_http_client.fake_clock import FakeClock
+from fastapi_http_client.policies.circuit_breaker import CircuitState
 from fastapi_http_client.retry import RetryMiddleware
 from tests.hostile.upstream import HostileUpstream
 from tests.scripted import Script, Stream, client_of
@@ -451,3 +452,20 @@ async def test_a_loop_and_endless_growth_end(upstream: HostileUpstream) -> None:
             with pytest.raises(HTTPRequestError, match="more than 20 redirects"):
                 await client.get(path)
     assert len(upstream.requests_seen()) == 42
+
+
+async def test_what_becomes_of_a_hop_to_another_origin_says_nothing_of_the_upstream(upstream: HostileUpstream) -> None:
+    config = ClientConfig(
+        follow_redirects=True, retry_attempts=1, enable_circuit_breaker=True, circuit_breaker_failure_threshold=1
+    )
+    async with AsyncHTTPClient(upstream.url(), config=config) as client:
+        abroad = upstream.url("/status/503", "other")
+        assert (await client.get("/redirect-to", params={"url": abroad})).status_code == 503
+        assert client.circuit_breaker is not None
+        assert client.circuit_breaker.state is CircuitState.CLOSED
+        paused = upstream.url("/status/429?retry_after=30", "other")
+        assert (await client.get("/redirect-to", params={"url": paused})).status_code == 429
+        assert not client.server_limit.is_pausing
+        with pytest.raises(HTTPRequestError):
+            await client.get("/reset")
+        assert client.circuit_breaker.state is CircuitState.OPEN

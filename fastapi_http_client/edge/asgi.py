@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 from fastapi_http_client import arguments
 from fastapi_http_client.arguments import bad_argument
 from fastapi_http_client.clock import SYSTEM_CLOCK
+from fastapi_http_client.config import HEADER_NAME
 from fastapi_http_client.context import (
     RequestContext,
     bind,
@@ -28,7 +29,6 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _SCOPE_KEY: Final = "fastapi_http_client.request"
 _REQUEST_ID: Final = b"x-request-id"
-_HEADER_NAME = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _MILLISECONDS = re.compile(rb"[0-9]{1,10}")
 _CANCELLED_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 _WATCH_AFTER: Final = 0.1
@@ -76,9 +76,9 @@ class RequestContextMiddleware:
         cancel_on_disconnect: bool = True,
     ) -> None:
         if request_timeout is not None:
-            arguments.check("HTTPClientContextMiddleware", arguments.seconds("request_timeout", request_timeout))
-        if not isinstance(deadline_header, str) or not re.fullmatch(_HEADER_NAME, deadline_header):
-            raise bad_argument("HTTPClientContextMiddleware", "deadline_header", "must be a header name")
+            arguments.check("", arguments.seconds("request_timeout", request_timeout))
+        if not isinstance(deadline_header, str) or not re.fullmatch(HEADER_NAME, deadline_header):
+            raise bad_argument("", "deadline_header", "must be a header name")
         self.app = app
         self._settings = _Settings(
             request_timeout,
@@ -214,7 +214,7 @@ class _Request:
         self._receive = receive
         self._send = send
         self._readers = 0
-        self._ahead: asyncio.Queue[Message] | None = None
+        self._ahead: asyncio.Queue[Message | Exception] | None = None
         self._watch: asyncio.Task[None] | None = None
         self._task: asyncio.Task[Any]
         self._cancelled = False
@@ -273,9 +273,12 @@ class _Request:
         return message
 
     @staticmethod
-    async def _next(ahead: asyncio.Queue[Message]) -> Message:
+    async def _next(ahead: asyncio.Queue[Message | Exception]) -> Message:
         message = await ahead.get()
         ahead.task_done()
+        if isinstance(message, Exception):
+            ahead.put_nowait(message)
+            raise message
         if message["type"] == "http.disconnect":
             ahead.put_nowait(message)  # it stays true for everyone who asks
         return message
@@ -291,9 +294,13 @@ class _Request:
         self._watch = self._task.get_loop().create_task(self._read_ahead(self._ahead))
         return True
 
-    async def _read_ahead(self, ahead: asyncio.Queue[Message]) -> None:
+    async def _read_ahead(self, ahead: asyncio.Queue[Message | Exception]) -> None:
         while True:
-            message = await self._receive()
+            try:
+                message = await self._receive()
+            except Exception as error:  # of the server, or of a middleware around this one: the application's to see
+                ahead.put_nowait(error)
+                return
             ahead.put_nowait(message)
             if message["type"] == "http.disconnect":
                 self._disconnected()

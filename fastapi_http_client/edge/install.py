@@ -41,9 +41,9 @@ def install(
     Raises `ConfigurationError` for a bad argument, and when the app has started already.
     """
     if not isinstance(app, Starlette):
-        raise bad_argument("install", "app", f"must be a FastAPI or Starlette application, not {type(app).__name__}")
+        raise bad_argument("", "app", f"must be a FastAPI or Starlette application, not {type(app).__name__}")
     if app.middleware_stack is not None:
-        raise bad_argument("install", "app", "has started already; call install() where the app is made")
+        raise bad_argument("", "app", "has started already; call install() where the app is made")
     in_context = functools.partial(
         RequestContextMiddleware,
         request_timeout=request_timeout,

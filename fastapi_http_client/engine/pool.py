@@ -307,7 +307,8 @@ class ConnectionPool:
         for connection in list(self._connections):
             connection.abort(httpx.ReadError("the transport was closed during the call"))
         for limit in self._opening:
-            limit.reschedule(self.loop.time())
+            if not limit.expired():  # by another aclose(), perhaps
+                limit.reschedule(self.loop.time())
         if self._closing or self._opening:
             if self._all_closed is None or self._all_closed.done():
                 self._all_closed = self.loop.create_future()

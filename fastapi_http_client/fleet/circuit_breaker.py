@@ -128,6 +128,10 @@ class FleetCircuitBreaker(CircuitBreaker):
             return SharedTicket(view.epoch)
         raise self._not_now(max(self._recovers_at - self._clock.monotonic(), FRESH))
 
+    def admit_if_closed(self) -> Ticket | None:
+        """None: whether the fleet's circuit is closed has to be asked."""
+        return None
+
     async def ask_again(self, ticket: Ticket, *, lease: float) -> Ticket:
         """As `readmit`. A probe whose lease still has that long, or half of it, to go keeps it."""
         if self._link.is_up and isinstance(ticket, SharedTicket) and ticket.probe and self._is_of_now(ticket):

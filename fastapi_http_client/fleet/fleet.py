@@ -11,6 +11,7 @@ from fastapi_http_client.fleet.circuit_breaker import FleetCircuitBreaker
 from fastapi_http_client.fleet.link import Link
 from fastapi_http_client.fleet.rate_limiter import FleetRateLimiter
 from fastapi_http_client.fleet.tokens import Cipher, SharedToken, shared_facts
+from fastapi_http_client.lifecycle import shielded
 from fastapi_http_client.oauth2 import OAuth2ClientCredentials
 from fastapi_http_client.stores.base import Store
 from fastapi_http_client.stores.redis import RedisStore
@@ -61,7 +62,11 @@ class Fleet:
 
     async def start(self) -> None:
         """Get in touch with the store. One that is away is only warned of."""
-        await self.link.open()
+        try:
+            await self.link.open()
+        except BaseException:  # cancelled: nobody will close what has not started
+            await shielded(self.link.aclose())
+            raise
 
     async def aclose(self) -> None:
         await self.link.aclose()

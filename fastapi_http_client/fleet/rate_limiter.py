@@ -94,18 +94,25 @@ class FleetRateLimiter(TokenBucketRateLimiter):
     async def acquire(self, tokens: int = 1, *, max_wait: float | None = None) -> float:
         """As `TokenBucketRateLimiter.acquire`. What the store takes to answer counts as waiting."""
         line = self._line
-        if (line is None or not line.waiters) and type(tokens) is int and 1 <= tokens <= self._burst:
-            now = self._clock.monotonic()
-            if self._link.is_up:
-                if self._stock >= tokens and self._stock_from <= now < self._stock_until:
-                    self._use(tokens, now)
-                    return 0.0
-            elif not self._take_own(tokens, now):
-                return 0.0
-            return await self._wait_in_line(tokens, max_wait)
         if type(tokens) is not int or not 1 <= tokens <= self._burst:
             raise self._not_served(tokens)
+        if (line is None or not line.waiters) and self._take_in_hand(tokens):
+            return 0.0
         return await self._wait_in_line(tokens, max_wait)
+
+    def try_acquire(self) -> bool:
+        """Takes one token if this process has it in hand and nobody is in line for it; the store is not asked."""
+        line = self._line
+        return (line is None or not line.waiters) and self._take_in_hand(1)
+
+    def _take_in_hand(self, tokens: int) -> bool:
+        now = self._clock.monotonic()
+        if not self._link.is_up:
+            return not self._take_own(tokens, now)
+        if self._stock < tokens or not self._stock_from <= now < self._stock_until:
+            return False
+        self._use(tokens, now)
+        return True
 
     async def _wait_in_line(self, tokens: int, max_wait: float | None) -> float:
         line = self._line = line_of_this_loop(self._line)

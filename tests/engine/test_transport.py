@@ -533,6 +533,20 @@ async def test_a_body_that_cannot_be_decoded_is_a_decoding_error(
 # -- event loops and the end
 
 
+async def test_a_transport_may_be_closed_twice_while_a_connection_is_being_opened(
+    make_client: MakeClient, transport_of: TransportOf
+) -> None:
+    async with serve(hang) as up:
+        client = make_client()
+        call = asyncio.create_task(client.get(up.url().replace("http:", "https:")))
+        while not up.accepted:
+            await asyncio.sleep(0.001)
+        transport = transport_of(client)
+        await asyncio.gather(transport.aclose(), transport.aclose())
+        with pytest.raises(RuntimeError, match="has been closed"):
+            await call
+
+
 async def test_a_closed_transport_says_so(make_client: MakeClient, transport_of: TransportOf) -> None:
     async with serve(answer(OK)) as up:
         client = make_client()
