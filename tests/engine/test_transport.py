@@ -542,7 +542,11 @@ async def test_a_transport_may_be_closed_twice_while_a_connection_is_being_opene
         while not up.accepted:
             await asyncio.sleep(0.001)
         transport = transport_of(client)
-        await asyncio.gather(transport.aclose(), transport.aclose())
+        closings = []
+        for _ in range(6):  # at every step of the first
+            closings.append(asyncio.create_task(transport.aclose()))
+            await asyncio.sleep(0)
+        await asyncio.gather(*closings)
         with pytest.raises(RuntimeError, match="has been closed"):
             await call
 
