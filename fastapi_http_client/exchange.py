@@ -77,7 +77,7 @@ class Exchange:
             if engine is None:
                 response = as_http_response(await transport.handle_async_request(request))
             else:
-                response = as_http_response(await engine.fetch(request, max_bytes=client.max_bytes, decode=False))
+                response = as_http_response(await engine.fetch(request, max_bytes=client.max_bytes))
         except HTTPClientError:
             raise
         except Exception as error:

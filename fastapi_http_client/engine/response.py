@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
-
-from fastapi_http_client.engine.errors import ResponseTooLargeError, with_facts
 
 if TYPE_CHECKING:
     from fastapi_http_client.engine.connection import Exchange
@@ -15,8 +13,6 @@ if TYPE_CHECKING:
 R = TypeVar("R", bound=httpx.Response)
 
 _NO_BODY = httpx.ByteStream(b"")
-_DECODED_AT_ONCE = 1024
-"""Bytes given to a decoder at once under a limit: what they can grow to before the limit is looked at."""
 
 
 class ResponseStream(httpx.AsyncByteStream):
@@ -38,22 +34,6 @@ class ResponseStream(httpx.AsyncByteStream):
 
     async def aclose(self) -> None:
         self._exchange.abandon()
-
-
-class _Pieces(httpx.AsyncByteStream, httpx.SyncByteStream):
-    """A whole encoded body, in pieces small enough for its decoder."""
-
-    def __init__(self, body: bytes, size: int) -> None:
-        self._body = body
-        self._size = size
-
-    def __iter__(self) -> Iterator[bytes]:
-        for start in range(0, len(self._body), self._size):
-            yield self._body[start : start + self._size]
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        for piece in self:
-            yield piece
 
 
 def streamed_response(exchange: Exchange) -> httpx.Response:
@@ -80,33 +60,6 @@ def received_response(exchange: Exchange, request: httpx.Request, cls: type[R]) 
         response.stream = httpx.ByteStream(body)
     else:
         _set_content_by_private_attributes(response, body, body)
-    return response
-
-
-def whole_response(exchange: Exchange, request: httpx.Request) -> httpx.Response:
-    """The response with its body read and decoded.
-
-    Raises `ResponseTooLargeError` for a body that grows beyond the exchange's `max_bytes` when it is decoded, and
-    `httpx.DecodingError` for one that cannot be.
-    """
-    response = received_response(exchange, request, httpx.Response)
-    if response.is_closed:
-        return response
-    limit = exchange.max_bytes
-    if limit is None:
-        response.read()
-        return response
-    body = b"".join(cast("httpx.ByteStream", response.stream))
-    response.stream = _Pieces(body, _DECODED_AT_ONCE)
-    parts = []
-    size = 0
-    for part in response.iter_bytes():
-        size += len(part)
-        if size > limit:
-            error = ResponseTooLargeError(f"the response's decoded body is larger than {limit} bytes", request=request)
-            raise with_facts(error, exchange.facts())
-        parts.append(part)
-    _set_content_by_private_attributes(response, b"".join(parts), body)
     return response
 
 

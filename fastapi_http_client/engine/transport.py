@@ -14,7 +14,7 @@ from fastapi_http_client.engine.errors import NOTHING_SENT, with_facts
 from fastapi_http_client.engine.parser import ResponseParser
 from fastapi_http_client.engine.pool import CLOSED_MESSAGE, ConnectionPool, OriginKey
 from fastapi_http_client.engine.request import OutgoingRequest, encode_request
-from fastapi_http_client.engine.response import received_response, streamed_response, whole_response
+from fastapi_http_client.engine.response import received_response, streamed_response
 from fastapi_http_client.sweeper import NEVER
 
 _NO_TIMEOUTS: Mapping[str, float | None] = {}
@@ -94,22 +94,17 @@ class AsyncioTransport(httpx.AsyncBaseTransport):
             self._give_up(exchange, request, error)
             raise
 
-    async def fetch(
-        self, request: httpx.Request, *, max_bytes: int | None = None, decode: bool = True
-    ) -> httpx.Response:
-        """Send the request and return the response with its body read and decoded: the fast path.
+    async def fetch(self, request: httpx.Request, *, max_bytes: int | None = None) -> httpx.Response:
+        """Send the request and return the response when its body has been received: the fast path.
 
-        `max_bytes` bounds the body on the wire and decoded; a larger one raises `engine.errors.ResponseTooLargeError`
-        (an `httpx.ReadError`). With `decode=False` an encoded body is received whole but left for the caller to read
-        from the response, decoding it his own way. `response.elapsed` is left for the caller to set, as transports do.
+        A body with a content coding is still to be read from the response, which decodes it. `max_bytes` bounds the
+        body on the wire; a larger one raises `engine.errors.ResponseTooLargeError` (an `httpx.ReadError`).
+        `response.elapsed` is left for the caller to set, as transports do.
 
-        Raises httpx's `TransportError` classes, `httpx.DecodingError`, and `RuntimeError` for a wrong loop or a closed
-        transport.
+        Raises httpx's `TransportError` classes, and `RuntimeError` for a wrong loop or a closed transport.
         """
         key, outgoing = _prepared(request)
         exchange = await self.exchange(key, outgoing, request, max_bytes=max_bytes)
-        if decode:
-            return whole_response(exchange, request)
         return received_response(exchange, request, httpx.Response)
 
     async def exchange(
