@@ -39,7 +39,7 @@ from fastapi_http_client.clock import SYSTEM_CLOCK, Clock
 from fastapi_http_client.config import ClientConfig
 from fastapi_http_client.decoding import ACCEPT_ENCODING
 from fastapi_http_client.errors import HTTPRequestError, of_call
-from fastapi_http_client.exchange import Body, Exchange
+from fastapi_http_client.exchange import Body, ExchangeStep
 from fastapi_http_client.fast import PlainRequests, is_plain
 from fastapi_http_client.lifecycle import ClientStateError, Lifecycle, shielded
 from fastapi_http_client.middleware import Middleware
@@ -175,7 +175,7 @@ class AsyncHTTPClient(httpx.AsyncClient):
         self.retry_policy = RetryPolicy.of(self.config)
         self.keeps_cookies = self.config.persist_cookies
         self.max_bytes = self.config.max_response_bytes
-        self.exchange = Exchange(self)
+        self.exchange = ExchangeStep(self)
         self._handler, self.pipeline = build(self)
         self._fast_attempt = FastAttempt.of(self)
         self._take_base_url()

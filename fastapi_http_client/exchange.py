@@ -44,7 +44,7 @@ _NEVER_SENT_AND_FINAL = (httpx.LocalProtocolError, httpx.UnsupportedProtocol, ht
 _FINAL = (httpx.DecodingError, httpx.StreamError, ResponseTooLargeError)
 
 
-class Exchange:
+class ExchangeStep:
     """What the pipeline ends in: `await exchange(request)` sends it."""
 
     def __init__(self, client: AsyncHTTPClient) -> None:

@@ -30,7 +30,14 @@ from fastapi_http_client.errors import HTTPRequestError
 from fastapi_http_client.exchange import failure, total_timeout, without_secrets
 from fastapi_http_client.fast import NO_BODY, PlainRequest, entries
 from fastapi_http_client.models import HTTPResponse
-from fastapi_http_client.pipeline import HAIR, attempt_limit, attempt_timeout, outcome_of, outcome_of_error
+from fastapi_http_client.pipeline import (
+    HAIR,
+    attempt_limit,
+    attempt_timeout,
+    has_hung,
+    outcome_of,
+    outcome_of_error,
+)
 from fastapi_http_client.policies.circuit_breaker import Outcome
 from fastapi_http_client.policies.retry import NON_IDEMPOTENT
 from fastapi_http_client.propagation import Propagation
@@ -160,13 +167,9 @@ class FastAttempt:
         except Exception as error:
             over = self._end_of_call(error, request, timed_out=within == of_call)
             if over is not None:
-                if (
-                    isinstance(error, DeadlineExceededError)
-                    and not isinstance(error.__cause__, httpx.PoolTimeout)
-                    and of_attempt is not None
-                    and within >= of_attempt - HAIR
-                ):
-                    outcome = Outcome.FAILURE  # it has used up its own limit too: the upstream hangs
+                waited = isinstance(error.__cause__, httpx.PoolTimeout)  # for a connection
+                if isinstance(error, DeadlineExceededError) and not waited and has_hung(within, of_attempt):
+                    outcome = Outcome.FAILURE
                 if observed is not None:
                     observed.end(error=asyncio.CancelledError())  # as the pipeline's limits end it
                 raise over from without_secrets(error)

@@ -20,7 +20,7 @@ from fastapi_http_client.policies.retry import parse_retry_after
 from fastapi_http_client.redaction import printable, redact_url
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    pass
 
 HTTPRequest = httpx.Request
 
@@ -216,14 +216,12 @@ class _Copy(httpx.Request):
         return f"<Request({self.method!r}, {redact_url(self.url, secret)!r})>"
 
 
-def copy_request(
-    request: httpx.Request, *, url: httpx.URL | None = None, headers: Mapping[str, str] | None = None
-) -> httpx.Request:
+def copy_request(request: httpx.Request) -> httpx.Request:
     """A request with the same body, and headers and extensions of its own."""
     return _Copy(
         request.method,
-        url or request.url,
-        headers=request.headers if headers is None else headers,
+        request.url,
+        headers=request.headers,
         stream=request.stream,
         extensions=request.extensions,
     )

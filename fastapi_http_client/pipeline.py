@@ -4,7 +4,7 @@
     once per attempt   own copy · circuit breaker · rate limiter · auth · span · propagation · timeout · exchange
 
 Each step is called with a request and the rest of the pipeline, and returns the response. `build()` is the list; below
-it stand the steps that are not a module of their own. A step that is switched off is not in the list at all.
+it stand the steps that are not a module of their own.
 """
 
 from __future__ import annotations
@@ -505,7 +505,7 @@ class AttemptTimeout:
                 return await call_next(request)
         except asyncio.CancelledError:
             # The limit of the whole call, when it is no longer than this one, strikes first.
-            call.hung = SYSTEM_CLOCK.monotonic() - began >= limit - HAIR
+            call.hung = has_hung(SYSTEM_CLOCK.monotonic() - began, limit)
             raise
         except TimeoutError as error:
             if not scope.expired():
@@ -514,6 +514,11 @@ class AttemptTimeout:
 
 
 HAIR = 0.03  # seconds: more than the engine needs to notice that a limit has passed
+
+
+def has_hung(took: float, limit: float | None) -> bool:
+    """Whether an attempt that was cut off after so many seconds had used up its own limit too: the upstream's doing."""
+    return limit is not None and took >= limit - HAIR
 
 
 def attempt_timeout(request: httpx.Request, limit: float, cut_off: Exception) -> HTTPTimeoutError:

@@ -11,7 +11,7 @@ import json
 import logging
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from hashlib import sha1
 from typing import Any
 
@@ -45,10 +45,12 @@ class LedgerStore(RedisStore):
     def __init__(self, url: str) -> None:
         super().__init__(url)
         self.ledgers: defaultdict[str, list[tuple[int, int, int]]] = defaultdict(list)
+        self.takes: Counter[str] = Counter()
         text = self._limit.text.replace("return {granted, wait}", "return {granted, wait, now}")
         self._limit.text, self._limit.digest = text, sha1(text.encode()).hexdigest()
 
     async def take(self, name: str, limit: Limit, *, returned: int = 0, **wanted: int) -> Grant:
+        self.takes[name] += 1
         numbers = (wanted.get(key, 0) for key in ("least", "most", "ahead"))
         arguments = (limit.price, limit.capacity, 1 << limit.shift, *numbers, returned)
         tokens, wait, now = await self._run(self._limit, "limit", name, *arguments)
@@ -111,7 +113,7 @@ async def _take_permits(
         "used": len(order),
         "ledger": ledger,
         "in_order": order == sorted(order),
-        "commands": limiter.commands,
+        "commands": store.takes[name],
         "was_up": fleet.is_up,
     }
 

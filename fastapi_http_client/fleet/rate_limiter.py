@@ -54,7 +54,6 @@ class FleetRateLimiter(TokenBucketRateLimiter):
         "_taking",
         "_took_at",
         "_used",
-        "commands",
     )
 
     def __init__(self, rate: float, burst: int = 1, *, name: str, link: Link) -> None:
@@ -82,7 +81,6 @@ class FleetRateLimiter(TokenBucketRateLimiter):
         self._used = 0  # since the last take
         self._took_at = float("-inf")
         self._held: asyncio.TimerHandle | None = None
-        self.commands = 0
         self._processes = 0
         self._share()
 
@@ -218,7 +216,6 @@ class FleetRateLimiter(TokenBucketRateLimiter):
     async def _command(self, least: int, most: int) -> Grant | None:
         """One command, with what is owed; None when the store is away."""
         returned, self._owed = self._owed, 0
-        self.commands += 1
         store, name, limit = self._link.store, self._name, self._limit
         ahead = AHEAD if least else 0
         try:
