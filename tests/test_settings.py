@@ -689,6 +689,31 @@ def test_verification_that_is_off_is_warned_about(load: Load, caplog: pytest.Log
     ]
 
 
+def test_variables_with_single_underscores_are_warned_about_when_they_name_a_client_and_an_option(
+    load: Load, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = load(
+        {
+            "HTTP_CLIENT__GITHUB__TIMEOUT": "5",
+            "HTTP_CLIENT__MY_API__TIMEOUT": "5",
+            "HTTP_CLIENT_GITHUB_TIMEOUT": "7",
+            "http_client_my_api_base_url": "https://api.example.com",
+            "HTTP_CLIENT_GITHUB_AUTH_TOKEN": "s3same",
+            "HTTP_CLIENT_OTHER_TIMEOUT": "of another",
+            "HTTP_CLIENT_GITHUB_COLOUR": "blue",
+            "HTTP_CLIENT_TIMEOUT": "1",
+        }
+    )
+    assert not settings.problems
+    with caplog.at_level(logging.WARNING):
+        settings.warn()
+    assert [record.getMessage() for record in caplog.records] == [
+        "HTTP_CLIENT_GITHUB_TIMEOUT is set and not read; was HTTP_CLIENT__GITHUB__TIMEOUT meant?",
+        "http_client_my_api_base_url is set and not read; was HTTP_CLIENT__MY_API__BASE_URL meant?",
+        "HTTP_CLIENT_GITHUB_AUTH_TOKEN is set and not read; was HTTP_CLIENT__GITHUB__AUTH__TOKEN meant?",
+    ]
+
+
 def test_a_problem_of_code_alone_names_the_argument() -> None:
     assert located(Problem("middlewares", "is wrong"), "a", PREFIX, {}) == Problem(
         'clients["a"].middlewares', "is wrong"

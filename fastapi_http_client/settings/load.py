@@ -48,6 +48,7 @@ from fastapi_http_client.settings.variables import (
     near_miss,
     normalise,
     variable,
+    with_single_underscores,
 )
 
 logger = logging.getLogger("fastapi_http_client.settings")
@@ -269,6 +270,8 @@ class Settings:
     problems: tuple[Problem, ...]
     store_options: Mapping[str, str] = field(default_factory=dict, repr=False)
     """The other variables of the store, by name."""
+    ignored: Mapping[str, str] = field(default_factory=dict)
+    """Variables that look like ours and are not, with those that may have been meant."""
 
     def located(self, name: str, problem: Problem) -> Problem:
         """A problem of a client's configuration, named by the variable, file or code that it comes from."""
@@ -276,6 +279,8 @@ class Settings:
 
     def warn(self) -> None:
         """Log what is allowed and ought to be seen."""
+        for name, meant in self.ignored.items():
+            logger.warning("%s is set and not read; was %s meant?", name, meant)
         for name, client in self.clients.items():
             if not client.config.verify_ssl:
                 origin = client.origins["verify_ssl"]
@@ -299,7 +304,8 @@ def load_settings(
     problems: list[Problem] = []
     outside: dict[str, Section] = {}
     store: dict[str, str] = {}
-    for layer in _read_all(env_file, secrets_dir, prefix, problems):
+    layers = _read_all(env_file, secrets_dir, prefix, problems)
+    for layer in layers:
         for name, section in _Reader(layer, prefix, problems).sections().items():
             outside[name] = merge(outside.get(name, {}), section)
         store |= {
@@ -318,7 +324,14 @@ def load_settings(
             clients[name] = _client_settings(section, origins)
         except ConfigurationError as error:
             problems.extend(located(problem, name, prefix, origins) for problem in error.problems)
-    return Settings(prefix, clients, names, store.pop(STORE, None), tuple(dict.fromkeys(problems)), store)
+    ignored = {
+        name: meant
+        for layer in layers
+        for name in layer.variables
+        if not normalise(name).startswith(normalise(prefix))
+        and (meant := with_single_underscores(prefix, name, names)) is not None
+    }
+    return Settings(prefix, clients, names, store.pop(STORE, None), tuple(dict.fromkeys(problems)), store, ignored)
 
 
 def _client_settings(section: Section, origins: Mapping[str, Origin]) -> ClientSettings:

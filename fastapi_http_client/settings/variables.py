@@ -131,6 +131,23 @@ def near_miss(prefix: str, name: str, text: str) -> str | None:
     return meant_instead_of_client(prefix, client)
 
 
+def with_single_underscores(prefix: str, name: str, clients: Iterable[str]) -> str | None:
+    """The variable that `HTTP_CLIENT_GITHUB_TIMEOUT` may have been meant for, when there is a client github.
+
+    It may as well be somebody else's, so it is no mistake for sure.
+    """
+    start = "_".join(word for word in normalise(prefix).split("_") if word)
+    normal = normalise(name)
+    for client in clients:
+        if SEPARATOR not in normal and normal.startswith(f"{start}_{client}_"):
+            rest = normal.removeprefix(f"{start}_{client}_")
+            if rest in OPTIONS:
+                return variable(prefix, client, rest)
+            if rest.startswith("auth_") and rest.removeprefix("auth_") in AUTH_FIELDS:
+                return variable(prefix, client, "auth", rest.removeprefix("auth_"))
+    return None
+
+
 def _as_option(path: Sequence[str]) -> tuple[str, ...] | None:
     """The path of the option that this is, or is a letter away from."""
     match path:
