@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -38,7 +38,10 @@ def expand(template: str, params: Mapping[str, Any]) -> str:
         if name not in params:
             raise InvalidURLError(f"path_params has no {name!r}, which {template!r} needs")
         used.add(name)
-        text = "" if params[name] is None else str(params[name])
+        value = params[name]
+        if isinstance(value, Collection) and not isinstance(value, str):  # bytes too: b'x' is no segment
+            raise InvalidURLError(f"path_params[{name!r}] must be a text or a number, not {type(value).__name__}")
+        text = "" if value is None else str(value)
         if text in ("", ".", ".."):
             raise InvalidURLError(f"path_params[{name!r}] must not be None, empty, '.' or '..'")
         try:

@@ -838,6 +838,10 @@ async def test_an_option_of_a_call_that_is_impossible_is_named_before_anything_i
     [
         ("../x", {}, "leaves the client's base URL"),
         ("/{id}", {"path_params": 5}, "path_params must be a mapping, not int"),
+        *(
+            ("/{id}", {"path_params": {"id": value}}, r"path_params\['id'\] must be a text or a number, not ")
+            for value in (b"x", ["a", "b"], ("a",), {"a": 1}, {1})
+        ),
     ],
 )
 async def test_an_address_that_cannot_be_used_names_the_client(url: str, options: dict[str, Any], text: str) -> None:
