@@ -46,7 +46,7 @@ class CredentialAuth(httpx.Auth):
     """The query keys it sets, likewise."""
 
     def sign(self, request: httpx.Request) -> Coroutine[Any, Any, None] | None:
-        """Put the credential on the request; a coroutine is returned when it must be had first."""
+        """Put the credential on the request; a coroutine is returned when it has to be fetched first."""
         raise NotImplementedError
 
     @property
@@ -95,7 +95,7 @@ class BearerAuth(CredentialAuth):
         try:
             token = _wrapped(self._source())
         except Exception as error:
-            raise AuthenticationError(f"the bearer token could not be had: {type(error).__name__}") from error
+            raise AuthenticationError(f"the bearer token source failed: {type(error).__name__}") from error
         if inspect.isawaitable(token):
             return self._sign_later(request, token)
         self._put(request, token)
@@ -113,13 +113,13 @@ class BearerAuth(CredentialAuth):
         try:
             token = _wrapped(await pending)
         except Exception as error:
-            raise AuthenticationError(f"the bearer token could not be had: {type(error).__name__}") from error
+            raise AuthenticationError(f"the bearer token source failed: {type(error).__name__}") from error
         self._put(request, token)
 
     @staticmethod
     def _put(request: httpx.Request, token: object) -> None:
         if not isinstance(token, SecretStr) or not valid_token(token.get_secret_value()):
-            raise AuthenticationError("the bearer token could not be had: its source returned no valid token")
+            raise AuthenticationError("the bearer token source returned no valid token")
         request.headers["Authorization"] = f"Bearer {token.get_secret_value()}"
 
     def __repr__(self) -> str:

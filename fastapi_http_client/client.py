@@ -81,7 +81,7 @@ class AsyncHTTPClient(httpx.AsyncClient):
 
     def __init__(
         self,
-        base_url: httpx.URL | str = "",
+        base_url: httpx.URL | str | None = "",
         *,
         config: ClientConfig | None = None,
         auth: Any = None,

@@ -180,14 +180,14 @@ def set_fields(config: ClientConfig) -> dict[str, Any]:
 
 
 def effective_config(
-    config: ClientConfig | None, base_url: httpx.URL | str, options: Mapping[str, Any]
+    config: ClientConfig | None, base_url: httpx.URL | str | None, options: Mapping[str, Any]
 ) -> ClientConfig:
     """The config with what httpx's own options say put over it, and checked as a whole."""
     if config is not None and not isinstance(config, ClientConfig):
         raise bad("config", f"must be a ClientConfig, not {type(config).__name__}")
     config = config or ClientConfig()
     over: dict[str, Any] = {}
-    if str(base_url):
+    if base_url is not None and str(base_url):
         over["base_url"] = str(base_url)
     timeout = options.get("timeout")
     if isinstance(timeout, int | float):

@@ -4,7 +4,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Annotated, Any, Literal, NoReturn, Self
 
 import httpx
@@ -15,10 +15,12 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    FieldSerializationInfo,
     SecretStr,
     ValidationError,
     ValidationInfo,
 )
+from pydantic import field_serializer as _field_serializer
 from pydantic import field_validator as _field_validator
 from pydantic import model_validator as _model_validator
 
@@ -60,6 +62,23 @@ def _method(value: object) -> object:
     if isinstance(value, str) and value.strip().upper() not in METHODS:
         raise ValueError(f"unknown method; known are {', '.join(sorted(METHODS))}")
     return value.strip().upper() if isinstance(value, str) else value
+
+
+def _without_twins(headers: dict[str, str]) -> dict[str, str]:
+    """Names of headers differ in more than their case."""
+    names: dict[str, str] = {}
+    for name in headers:
+        other = names.setdefault(name.lower(), name)
+        if other != name:
+            raise ValueError(f"{other} and {name} are one header")
+    return headers
+
+
+def _auth(value: object) -> object:
+    """Whatever the case and the dashes of the type."""
+    if isinstance(value, Mapping) and isinstance(value.get("type"), str):
+        return {**value, "type": value["type"].strip().lower().replace("-", "_")}
+    return value
 
 
 def _header_name(value: str) -> str:
@@ -283,9 +302,10 @@ class ClientConfig(_Model):
     headers: Annotated[
         dict[HeaderName, Annotated[str, BeforeValidator(lambda v: _header_value(v) if isinstance(v, str) else v)]],
         BeforeValidator(_mapping),
+        AfterValidator(_without_twins),
     ] = Field(default_factory=dict)
     """Sent with every request to the client's own origins."""
-    auth: AuthConfig | None = None
+    auth: Annotated[AuthConfig | None, BeforeValidator(_auth)] = None
 
     timeout: Seconds = 30.0
     """The limit of one attempt, wall clock, from connecting to the last byte of the body (streamed: to the headers)."""
@@ -364,9 +384,16 @@ class ClientConfig(_Model):
 
     @_field_validator("*", mode="before")
     @classmethod
-    def _trim(cls, value: Any) -> Any:
+    def _trim(cls, value: Any, info: ValidationInfo) -> Any:
         """Blanks around a value are of a file's making; within headers and secrets they are looked at."""
+        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
+            raise ValueError("must not be True or False")  # which pydantic takes for 1 and 0
         return value.strip() if isinstance(value, str) else value
+
+    @_field_serializer("base_url", "headers", "proxy", when_used="json")
+    def _mask(self, value: Any, info: FieldSerializationInfo) -> Any:
+        """JSON is for eyes, as pydantic has it with secrets; a dump to Python's own objects can be used again."""
+        return self.shown(info.field_name, value)
 
     @_model_validator(mode="after")
     def _check_against_each_other(self) -> Self:

@@ -7,7 +7,7 @@
     │   └── RateLimitError        429, theirs or ours
     ├── RetryExhaustedError       every allowed attempt failed       also httpx.HTTPError
     ├── CircuitBreakerOpenError   refused: the circuit is open       also httpx.HTTPError
-    ├── AuthenticationError       a token could not be had           also httpx.HTTPError
+    ├── AuthenticationError       a token could not be fetched       also httpx.HTTPError
     └── ConfigurationError        a bad variable or argument         also ValueError
 
 Where httpx or the network raised an error of a narrower class, ours is one of that class too: `except
@@ -148,7 +148,7 @@ class HTTPRequestError(HTTPClientError, httpx.TransportError):
 class HTTPTimeoutError(HTTPRequestError, httpx.TimeoutException):
     """A limit in time was reached. `phase` says which: httpx's own four, one attempt's, or the whole call's."""
 
-    def __init__(self, message: str = "", *, phase: TimeoutPhase, **facts: Any) -> None:
+    def __init__(self, message: str = "", *, phase: TimeoutPhase = "attempt", **facts: Any) -> None:
         HTTPRequestError.__init__(self, message, **facts)
         self.phase: TimeoutPhase = phase
 
@@ -225,13 +225,13 @@ class _RateLimitExhaustedError(RetryExhaustedError, RateLimitError):
 class CircuitBreakerOpenError(HTTPClientError, httpx.HTTPError):
     """The circuit is open: nothing was sent. `recovery_timeout` is the time in seconds until the next probe."""
 
-    def __init__(self, message: str = "", *, recovery_timeout: float, **facts: Any) -> None:
+    def __init__(self, message: str = "", *, recovery_timeout: float = 0.0, **facts: Any) -> None:
         HTTPClientError.__init__(self, message, **facts)
         self.recovery_timeout = recovery_timeout
 
 
 class AuthenticationError(HTTPClientError, httpx.HTTPError):
-    """A credential could not be had, so nothing was sent."""
+    """There is no credential: a token could not be fetched, at first or after the one before it was refused (401)."""
 
 
 class Problem(NamedTuple):

@@ -44,7 +44,7 @@ class OAuth2ClientCredentials(CredentialAuth):
     The client authenticates itself by HTTP Basic, which every endpoint must support (RFC 6749, section 2.3.1);
     `credentials_in="body"` sends id and secret as form fields instead.
 
-    Raises `AuthenticationError` on use when no token can be had.
+    Raises `AuthenticationError` on use when no token can be fetched.
     """
 
     def __init__(

@@ -588,6 +588,6 @@ def build_token_pipeline(client: AsyncHTTPClient) -> Fetch:
         try:
             return await handler(request)
         except HTTPClientError as error:
-            raise AuthenticationError(f"no token could be had: {error}") from error
+            raise AuthenticationError(f"no token could be fetched: {error}") from error
 
     return fetch

@@ -779,6 +779,11 @@ async def test_a_stream_counts_for_the_circuit_when_it_has_ended(upstream: Hosti
         assert breaker.state is CircuitState.OPEN
 
 
+def test_no_base_url_may_be_said_as_none() -> None:
+    assert str(AsyncHTTPClient(None).base_url) == ""
+    assert str(AsyncHTTPClient(base_url=None, config=ClientConfig(base_url=None)).base_url) == ""  # type: ignore[arg-type]
+
+
 # -- arguments of a wrong kind -----------------------------------------------------------------------------------
 
 

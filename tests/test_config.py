@@ -491,6 +491,35 @@ def test_a_dump_holds_no_secret_of_auth() -> None:
     assert CANARY not in str(config.model_dump()) + config.model_dump_json()
 
 
+def test_as_json_it_is_for_eyes_and_as_a_dict_it_can_be_used_again() -> None:
+    config = ClientConfig(
+        base_url=f"https://u:{CANARY}@api.test/",
+        headers={"Authorization": CANARY, "Accept": "a/b"},
+        proxy=f"http://u:{CANARY}@p.test",
+    )
+    shown = json.loads(config.model_dump_json())
+    assert CANARY not in str(shown)
+    assert shown["headers"] == {"Authorization": "[redacted]", "Accept": "a/b"}
+    assert ClientConfig(**config.model_dump(exclude_unset=True)) == config
+
+
+@pytest.mark.parametrize("option", ["timeout", "max_connections", "retry_jitter", "rate_limit_burst", "base_url"])
+def test_a_truth_value_is_neither_a_number_nor_a_text(option: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{option}: must not be True or False"):
+        ClientConfig(**{option: True})
+
+
+def test_two_names_of_one_header_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="headers: X-A and x-a are one header"):
+        ClientConfig(headers={"X-A": "1", "x-a": "2"})
+
+
+@pytest.mark.parametrize("kind", ["Bearer", "BEARER", " bearer "])
+def test_the_type_of_auth_may_be_written_in_any_case(kind: str) -> None:
+    assert isinstance(ClientConfig(auth={"type": kind, "token": "t"}).auth, BearerConfig)
+    assert isinstance(ClientConfig(auth={"type": "API-Key", "api_key": "k"}).auth, APIKeyConfig)
+
+
 def test_a_schema_can_be_made_of_it() -> None:
     assert set(json.loads(json.dumps(ClientConfig.model_json_schema()))["properties"]) == set(DEFAULTS)
 

@@ -107,7 +107,7 @@ def disguises(needle: str) -> set[bytes]:
 
 
 class HostileUpstream:
-    """The server, to be had from `running()`; its questions may be asked from any thread but the server's own."""
+    """The server that `running()` gives; its questions may be asked from any thread but the server's own."""
 
     host = "127.0.0.1"
 
