@@ -169,39 +169,41 @@ def document(found: Found) -> str:
     return _prose(f"""\
 # Performance
 
-What a call costs, beside what other clients cost and what it is meant to cost. `make bench` measures all of
-this on your machine and writes this page; nothing on it is written by hand but the words around the figures.
+What a call costs, compared with other clients. `make bench` measures all of this on your machine and writes
+this page: only the words around the figures are written by hand.
 
 ```sh
 make bench                                                  # all of it
-.venv/bin/python -m benchmarks --quick                      # in a few minutes, to the screen only
+.venv/bin/python -m benchmarks --quick                      # in a few minutes, printed only
 .venv/bin/python -m benchmarks --only calls --subjects httpx,ours
 ```
 
 Measured on {about["date"]}: {about["python"]}, {about["system"]}, {about["cores"]} cores, load {about["load"]}
 at the end. {versions}.
 
-*Everything on* means: retry armed, circuit breaker and rate limiter on, a bearer token, the inbound request's
-id and trace passed on; no OpenTelemetry SDK unless the row says so. Limits are 100 connections, 20 of them kept
-alive, which are httpx's
-defaults, unless a table says more. The upstream is the same process for all (`benchmarks/upstream.py`: plain asyncio on
-uvloop), on a core of its own, and each client is a process of its own on another. They take turns, in
-{about["rounds"]} rounds; a ratio is that of the two within one round, and the median over the rounds is shown. On a
-machine that is not ours alone it still differs from one run to the next: by a tenth with one caller, with many by a
-fifth and more. What the tests hold us to (`tests/test_costs.py`) are counts, which do not.
+*Everything on* means: retries, circuit breaker and rate limiter enabled, a bearer token, and the inbound request's
+id and trace passed on. There is no OpenTelemetry SDK unless the row says so. The limits are httpx's defaults, 100
+connections of which 20 are kept alive, unless a table says otherwise.
+
+All clients call the same upstream process (`benchmarks/upstream.py`: plain asyncio on uvloop), which has a core of
+its own. Each client is a separate process on another core. They take turns, in {about["rounds"]} rounds: a ratio
+compares the two clients within one round, and the median over the rounds is shown. The machine also runs other
+work, so the figures differ from run to run: by a tenth with one caller, by a fifth and more with many. The tests
+(`tests/test_costs.py`) check counts instead, which do not vary.
 
 {tables(found)}
 ## What to expect in a service
 
-- A timeout, a limiter's wait or a retry costs more than all of the above: look at `response.attempts` before
-  the profiler.
-- HTTP/2 and proxies go over httpcore2 and cost what the rows for `engine="httpcore"` say.
-- The first client of a process makes a TLS context, as every client of bare httpx does (its row under *Memory* shows
-  what that takes); further clients with the same options share it.
-- Bare httpx has no one figure. What a call costs it depends on how many connections its pool has come to hold, and on
-  whether `sniffio` happens to be installed: httpcore looks for it three times a call, and nothing that httpx requires
-  brings it. Both rows are shown; the ratios are to the one without.
-""")
+- A timeout, a wait for a limiter or a retry costs more than all of the above: look at `response.attempts` before you
+  look at a profiler.
+- HTTP/2 and proxied requests use httpcore2 and cost what the rows for `engine="httpcore"` show.
+- The first client of a process creates a TLS context, as every client of bare httpx does (see its row under
+  *Memory*). Further clients with the same options share it.
+- Bare httpx has no single figure. The cost of a call depends on how many connections its pool holds by then, and on
+  whether `sniffio` happens to be installed: httpcore looks for it three times a call, and httpx does not require it.
+  Both rows are shown; the ratios refer to the one without.
+
+{_goals(found)}""")
 
 
 def tables(found: Found) -> str:
@@ -209,8 +211,6 @@ def tables(found: Found) -> str:
     for kind, part in _PARTS.items():
         if kind in found:
             parts.append(part(found))
-    if all(kind in found for kind in _PARTS):
-        parts.insert(0, _goals(found))
     return _prose("\n".join(parts))
 
 
@@ -218,7 +218,8 @@ def _goals(found: Found) -> str:
     rows = [goal.row(found) for goal in GOALS]
     met = sum(row[-1] == "met" for row in rows)
     return (
-        f"## Goals\n\n{met} of {len(rows)} met, with everything on; how each was measured stands below.\n\n"
+        "## Goals\n\nWhat the project aims at, with everything on unless the row says otherwise; the sections above "
+        f"say how each figure was measured. {met} of {len(rows)} are met.\n\n"
         + _table(["what", "goal", "measured", ""], rows)
     )
 
@@ -227,10 +228,10 @@ def _calls(found: Found) -> str:
     text = """\
 ## A call over loopback
 
-A GET of 146 bytes of JSON over HTTP/1.1 and its `.json()`: µs of processor time of the client's process (user
-and system, all threads) for one call, and in brackets the ratio to bare httpx. Callers at once share one
-client; each measurement opens a new one, and the first call of each caller, with the connections that they
-open, are not counted. 1 MiB is a download by one caller, read whole.
+One call is a GET of 146 bytes of JSON over HTTP/1.1 and its `.json()`. The figures are the processor time of the
+client's process (user and system, all threads) per call, with the ratio to bare httpx in brackets. Concurrent
+callers share one client. Each measurement uses a new client; the first call of each caller, which opens a
+connection, is not counted. *1 MiB* is a download by one caller, read into memory.
 
 """
     for scheme, title in (("http", "Without TLS"), ("https", "With TLS 1.3")):
@@ -243,7 +244,7 @@ open, are not counted. 1 MiB is a download by one caller, read whole.
         [SUBJECTS[name].row, *(f"{found['calls'][key][name]['wall']:.0f} µs" for key in keys)]
         for name in found["calls"][keys[0]]
     ]
-    text += "Time from call to call of one caller, the upstream's included:\n\n"
+    text += "Elapsed time of a call with one caller, the upstream's part included:\n\n"
     return text + _table(["time of a call", *(key.removesuffix(", 1") for key in keys)], rows)
 
 
@@ -274,28 +275,33 @@ def _overhead(found: Found) -> str:
     return """\
 ## A call without a network
 
-Processor time of a call to an `httpx.MockTransport`, which answers at once: all that is left is httpx's own
-client on one side and this package, everything on, on the other; what a recording span of an OpenTelemetry SDK adds
-to it; and what the same span takes of the SDK alone, in a loop of nothing else, where processor caches favour it.
+Processor time of a call to an `httpx.MockTransport`, which answers at once, so that only the client's own work is
+left: httpx's, and this package's with everything on. *A span* is what a recording span of an OpenTelemetry SDK adds.
+*SDK alone* is the same span made in a tight loop, where processor caches favour it.
 
-""" + _table(["a call", "bare httpx", "this package", "ratio", "a span", "of the SDK alone"], rows)
+""" + _table(["a call", "bare httpx", "this package", "ratio", "a span", "SDK alone"], rows)
 
 
 def _edge(found: Found) -> str:
     row = found["edge"]
     rows = [
         [
-            "a FastAPI route, and one that gets a client by `Depends`",
+            "a FastAPI route, without and with a client by `Depends`",
             row["plain"],
             row["dependency"],
             row["by dependency"],
         ],
-        ["a bare ASGI app, and within `RequestContextMiddleware`", row["app"], row["middleware"], row["by middleware"]],
+        [
+            "a bare ASGI app, without and with `RequestContextMiddleware`",
+            row["app"],
+            row["middleware"],
+            row["by middleware"],
+        ],
     ]
     return """\
 ## The inbound side
 
-Processor time of one request that is given to an app in the process, without a server.
+Processor time of one request to an app called in-process, without a server.
 
 """ + _table(
         ["", "without", "with", "added"], [[what, *(f"{figure:.1f} µs" for figure in rest)] for what, *rest in rows]
@@ -311,11 +317,11 @@ def _route(found: Found) -> str:
     return """\
 ## A service
 
-uvicorn and a FastAPI route that makes one call and returns its JSON, all in one process on one core; 50
-connections ask it as fast as it answers. With this package the route gets its client by `Depends`, and
-`clients.install(app)` is in effect. Requests that it answered in a second, those that a second of its processor
-time is enough for (which other work on the machine disturbs less), and the latter as a multiple of bare httpx's
-on the same event loop.
+uvicorn serves a FastAPI route that makes one call and returns its JSON, all in one process on one core. 50
+connections send requests as fast as they are answered. With this package the route gets its client by `Depends`,
+and `clients.install(app)` is in effect. *Answered* is requests per second. *A core's worth* is requests per second of
+the process's processor time, which other work on the machine disturbs less. *Of httpx* is the latter as a multiple of
+bare httpx on the same event loop.
 
 """ + _table(["the call is made with", "event loop", "answered", "a core's worth", "of httpx"], rows)
 
@@ -324,8 +330,8 @@ def _scaling(found: Found) -> str:
     text = f"""\
 ## Many callers
 
-Processor time of a call whose upstream answers after {DELAY * 1000:.0f} ms, so that all callers wait at once.
-*Queued*: a pool of 100 connections. *Open*: a connection for each caller. All connections are kept alive.
+Processor time of a call when the upstream takes {DELAY * 1000:.0f} ms to answer, so that all callers wait at the
+same time. *Queued*: a pool of 100 connections. *Open*: a connection for each caller. All connections are kept alive.
 
 """
     for kind in ("queued", "open"):
@@ -352,9 +358,9 @@ def _memory(found: Found) -> str:
     return """\
 ## Memory
 
-Growth of the process's resident memory by each of 500 calls in flight, each on a connection of its own; by each
-of 1,000 calls that wait for one of 20 connections; and by each of 50 more clients with the same options, with
-the time to make one. A call's task, about 1 KiB, is in it.
+Resident memory that the process gains: per call, with 500 calls in flight, each on a connection of its own; per
+call, with 1,000 calls waiting for 20 connections; and per client, for 50 more clients with the same options. The
+last column is the time to create such a client. A call's asyncio task, about 1 KiB, is included.
 
 """ + _table(["", "in flight", "waiting", "a further client", "made in"], rows)
 
@@ -364,7 +370,7 @@ def _connections(found: Found) -> str:
     return f"""\
 ## Connections
 
-Those that the upstream accepted for 3,000 calls of 100 callers, each answered after {DELAY * 1000:.0f} ms.
+Connections that the upstream accepted during 3,000 calls by 100 callers, each answered after {DELAY * 1000:.0f} ms.
 
 """ + _table(["", "connections"], rows)
 
@@ -374,9 +380,9 @@ def _system_calls(found: Found) -> str:
     return """\
 ## System calls
 
-Those of the client's main thread for one GET of one caller on an open connection, counted by the kernel
-(ptrace) over 50 of them. CPython 3.11 makes one (`getpid`) whenever a program asks for the running event loop;
-3.12 and newer make none.
+System calls of the client's main thread for one GET by one caller on an open connection, counted with ptrace
+over 50 GETs. CPython 3.11 makes one (`getpid`) each time a program asks for the running event loop; 3.12 and
+newer do not.
 
 """ + _table(["", "system calls"], rows)
 
@@ -386,8 +392,8 @@ def _instructions(found: Found) -> str:
     return """\
 ## Instructions
 
-Bytecode instructions of one GET of one caller on an open connection, the event loop's included, counted by the
-interpreter: the same in every run. What C code does within one of them does not show.
+Bytecode instructions for one GET by one caller on an open connection, including the event loop's, as counted by
+the interpreter. The count is the same in every run; work inside C code does not show.
 
 """ + _table(["", "instructions"], rows)
 
@@ -397,7 +403,7 @@ def _imports(found: Found) -> str:
     return """\
 ## Importing
 
-Processor time in a new interpreter, the second after the first.
+Processor time in a fresh interpreter; the second import follows the first.
 
 """ + _table(["", "takes"], rows)
 
