@@ -689,7 +689,7 @@ def test_verification_that_is_off_is_warned_about(load: Load, caplog: pytest.Log
     ]
 
 
-def test_variables_with_single_underscores_are_warned_about_when_they_name_a_client_and_an_option(
+def test_variables_that_may_have_been_meant_for_a_client_are_warned_about(
     load: Load, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = load(
@@ -702,6 +702,9 @@ def test_variables_with_single_underscores_are_warned_about_when_they_name_a_cli
             "HTTP_CLIENT_OTHER_TIMEOUT": "of another",
             "HTTP_CLIENT_GITHUB_COLOUR": "blue",
             "HTTP_CLIENT_TIMEOUT": "1",
+            "HTTP_CLENT__GITHUB__TIMEOUT": "5",
+            "HTTPS_CLIENTS__GITHUB__COLOUR": "blue",
+            "GRPC_CLIENT__GITHUB__TIMEOUT": "5",
         }
     )
     assert not settings.problems
@@ -711,6 +714,7 @@ def test_variables_with_single_underscores_are_warned_about_when_they_name_a_cli
         "HTTP_CLIENT_GITHUB_TIMEOUT is set and not read; was HTTP_CLIENT__GITHUB__TIMEOUT meant?",
         "http_client_my_api_base_url is set and not read; was HTTP_CLIENT__MY_API__BASE_URL meant?",
         "HTTP_CLIENT_GITHUB_AUTH_TOKEN is set and not read; was HTTP_CLIENT__GITHUB__AUTH__TOKEN meant?",
+        "HTTP_CLENT__GITHUB__TIMEOUT is set and not read; was HTTP_CLIENT__GITHUB__TIMEOUT meant?",
     ]
 
 

@@ -47,8 +47,8 @@ from fastapi_http_client.settings.variables import (
     meant_instead_of_option,
     near_miss,
     normalise,
+    perhaps_meant,
     variable,
-    with_single_underscores,
 )
 
 logger = logging.getLogger("fastapi_http_client.settings")
@@ -329,7 +329,7 @@ def load_settings(
         for layer in layers
         for name in layer.variables
         if not normalise(name).startswith(normalise(prefix))
-        and (meant := with_single_underscores(prefix, name, names)) is not None
+        and (meant := perhaps_meant(prefix, name, names)) is not None
     }
     return Settings(prefix, clients, names, store.pop(STORE, None), tuple(dict.fromkeys(problems)), store, ignored)
 

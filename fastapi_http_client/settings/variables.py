@@ -131,11 +131,25 @@ def near_miss(prefix: str, name: str, text: str) -> str | None:
     return meant_instead_of_client(prefix, client)
 
 
-def with_single_underscores(prefix: str, name: str, clients: Iterable[str]) -> str | None:
-    """The variable that `HTTP_CLIENT_GITHUB_TIMEOUT` may have been meant for, when there is a client github.
+def perhaps_meant(prefix: str, name: str, clients: Iterable[str]) -> str | None:
+    """The variable of one of these clients that another one may have been meant for. It may be somebody else's too."""
+    if near_miss(prefix, name, "") is not None:  # an error already
+        return None
+    return _with_single_underscores(prefix, name, clients) or _with_misspelled_prefix(prefix, name)
 
-    It may as well be somebody else's, so it is no mistake for sure.
-    """
+
+def _with_misspelled_prefix(prefix: str, name: str) -> str | None:
+    """For `HTTP_CLENT__GITHUB__TIMEOUT`."""
+    start, *path = normalise(name).split(SEPARATOR)
+    if len(path) < 2 or not is_client_name(path[0]):
+        return None
+    right = _as_option(path[1:])
+    ours = normalise(prefix).strip("_")
+    return variable(prefix, path[0], *right) if right and closest(start, [ours], cutoff=0.9) else None
+
+
+def _with_single_underscores(prefix: str, name: str, clients: Iterable[str]) -> str | None:
+    """For `HTTP_CLIENT_GITHUB_TIMEOUT`, when there is a client github."""
     start = "_".join(word for word in normalise(prefix).split("_") if word)
     normal = normalise(name)
     for client in clients:

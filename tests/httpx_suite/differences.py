@@ -60,7 +60,7 @@ DIFFERENCES = (
         raises=(AssertionError, AttributeError),
     ),
     Difference(
-        "`cookies=` of a call is no deprecated option: without a jar that is kept it can only mean this call.",
+        "`cookies=` of a call is not deprecated: no jar is kept, so it can only mean this call.",
         ("client/test_cookies.py::test_set_per_request_cookie_is_deprecated",),
         raises=pytest.fail.Exception,
     ),
@@ -83,12 +83,12 @@ DIFFERENCES = (
         raises=HTTPRequestError,
     ),
     Difference(
-        "A sync iterator as a body is such an error too, not a `RuntimeError`.",
+        "A sync iterator as a body is also one of these errors, not a `RuntimeError`.",
         ("client/test_async_client.py::test_cannot_stream_sync_request",),
         raises=HTTPRequestError,
     ),
     Difference(
-        "An `auth` that is none is a `ConfigurationError`, which names the argument, not a `TypeError`.",
+        "An `auth` of the wrong kind is a `ConfigurationError` that names the argument, not a `TypeError`.",
         ("client/test_auth.py::test_auth_invalid_type",),
         raises=ConfigurationError,
     ),
@@ -111,12 +111,12 @@ DIFFERENCES = (
         raises=HTTPRequestError,
     ),
     Difference(
-        "A redirect that would send a body again which cannot be read twice is returned, not followed.",
+        "A redirect that would resend a body that can be read only once is returned, not followed.",
         ("client/test_redirects.py::test_cannot_redirect_streaming_body",),
         raises=pytest.fail.Exception,
     ),
     Difference(
-        "A redirect that was not followed, and a 304, is no error for `raise_for_status()`.",
+        "A redirect that was not followed, or a 304, is not an error for `raise_for_status()`.",
         ("models/test_responses.py::test_raise_for_status",),
         raises=pytest.fail.Exception,
     ),
@@ -125,7 +125,7 @@ DIFFERENCES = (
         ("client/test_redirects.py::test_redirect_custom_scheme",),
     ),
     Difference(
-        "The logger `httpx` is silent, for its lines show whole addresses: `LoggingMiddleware` writes masked ones.",
+        "The logger `httpx` is silent, because its lines show whole addresses; `LoggingMiddleware` masks them.",
         ("test_utils.py::test_logging_request", "test_utils.py::test_logging_redirect_chain"),
     ),
     Difference(
