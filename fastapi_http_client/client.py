@@ -118,7 +118,6 @@ class AsyncHTTPClient(httpx.AsyncClient):
 
         headers = httpx.Headers(config.headers)
         headers.update(options.get("headers"))
-        headers.setdefault("Accept-Encoding", ACCEPT_ENCODING)
         self._tls = tls_context(config, options)
         self._http1 = bool(options.get("http1", True))
         super().__init__(
@@ -136,6 +135,8 @@ class AsyncHTTPClient(httpx.AsyncClient):
             trust_env=config.trust_env and config.proxy is None,  # a proxy that is given wins over HTTP_PROXY
             default_encoding=self.default_encoding,
         )
+        if "accept-encoding" not in headers:
+            self.headers["Accept-Encoding"] = ACCEPT_ENCODING  # in its place among httpx's own
 
         self.rate_limiter = rate_limiter or limiter_from_config(config)
         if self.rate_limiter is not None:
