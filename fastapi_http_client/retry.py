@@ -5,7 +5,10 @@ What may be repeated, and when, is decided in `policies.retry`; this is the loop
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
+import re
 import uuid
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -165,6 +168,7 @@ async def _outcome(call: Call, response: HTTPResponse | None, error: HTTPRequest
 
 async def _give_up(call: Call, response: HTTPResponse) -> None:
     """Close the last response of a call that fails, and raise what an event hook has raised for its status, if any."""
+    await _read_short_body(response)
     await response.aclose()
     response.attempts = tuple(call.attempts)
     verdict, response._verdict = response._verdict, None
@@ -172,6 +176,20 @@ async def _give_up(call: Call, response: HTTPResponse) -> None:
         verdict.attempts = response.attempts
     if verdict is not None:
         raise verdict
+
+
+SHORT_BODY = 64 * 1024  # bytes
+SHORT_TIME = 1.0  # seconds
+
+
+async def _read_short_body(response: HTTPResponse) -> None:
+    """Read what a streamed call's last response says, for whoever catches the error; not if it is long or slow."""
+    length = response.headers.get("content-length", "")
+    if response.is_closed or not re.fullmatch(r"[0-9]{1,6}", length) or int(length) > SHORT_BODY:
+        return
+    with contextlib.suppress(HTTPClientError, TimeoutError):
+        async with asyncio.timeout(SHORT_TIME):
+            await response.aread()
 
 
 async def _raise_too_long(request: httpx.Request, call: Call, response: HTTPResponse, asked: float) -> NoReturn:

@@ -576,6 +576,50 @@ async def test_the_streams_of_a_call_that_fails_for_good_are_closed() -> None:
     assert all(stream.closed for stream in streams)
 
 
+async def test_a_short_body_of_the_last_response_of_a_streamed_call_can_be_read(upstream: HostileUpstream) -> None:
+    config = ClientConfig(retry_attempts=2, retry_backoff_factor=0)
+    async with AsyncHTTPClient(upstream.url(), config=config) as client:
+        with pytest.raises(RetryExhaustedError) as exhausted:
+            async with client.stream("GET", "/status/503?body=too+busy"):
+                raise AssertionError("a failed call has no response")
+        assert exhausted.value.last_response is not None
+        assert exhausted.value.last_response.text == "too busy"
+        with pytest.raises(RateLimitError) as limited:
+            async with client.stream("GET", "/status/429?retry_after=3600&body=come+back+tomorrow"):
+                raise AssertionError("a failed call has no response")
+        assert limited.value.response is not None
+        assert limited.value.response.text == "come back tomorrow"
+
+
+@pytest.mark.parametrize("length", ["70000", "9" * 30, "x", None])
+async def test_a_long_one_is_closed_unread(length: str | None) -> None:
+    stream = Stream(b"a", AssertionError("this was read"))
+    headers = {} if length is None else {"Content-Length": length}
+    client = client_of(Script(*(httpx.Response(503, headers=headers, stream=stream) for _ in range(3))))
+    with pytest.raises(RetryExhaustedError) as caught:
+        async with client.stream("GET", "/"):
+            raise AssertionError("a failed call has no response")
+    assert caught.value.last_response is not None
+    with pytest.raises(httpx.ResponseNotRead):
+        _ = caught.value.last_response.text
+    assert stream.closed
+
+
+async def test_one_that_does_not_come_is_not_waited_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stuck(Stream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            await asyncio.Event().wait()
+            yield b""
+
+    monkeypatch.setattr("fastapi_http_client.retry.SHORT_TIME", 0.01)
+    stream = Stuck()
+    client = client_of(Script(*(httpx.Response(503, headers={"Content-Length": "1"}, stream=stream) for _ in range(3))))
+    with pytest.raises(RetryExhaustedError):
+        async with client.stream("GET", "/"):
+            raise AssertionError("a failed call has no response")
+    assert stream.closed
+
+
 async def test_a_streamed_429_that_asks_for_too_long_is_closed() -> None:
     stream = Stream(b"a")
     client = client_of(Script(httpx.Response(429, headers={"Retry-After": "3600"}, stream=stream)))
