@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import warnings
+import weakref
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -135,7 +136,7 @@ class Body(httpx.AsyncByteStream):
     """A response's body on its way in: errors become ours, a deadline holds, and its end is told."""
 
     def __init__(self, response: HTTPResponse, request: httpx.Request, started: float) -> None:
-        self._response = response
+        self._response = weakref.ref(response)  # which holds this: a cycle would keep both until the collector comes
         self._stream: Any = response.stream
         self._request = request
         self._started = started
@@ -171,22 +172,29 @@ class Body(httpx.AsyncByteStream):
                 self._error = error
                 raise
             except Exception as error:
-                request = self._response.request  # the caller's, which holds no credential
+                request = self._callers_request()
                 self._error = total_timeout(request) if limit.expired() else request_error(error, request)
                 raise self._error from without_secrets(error)
             self._size += len(chunk)
             if self._most is not None and self._size > self._most:
                 too_large = ResponseTooLargeError(f"the response's body is larger than {self._most} bytes")
-                self._error = failure(too_large, self._response.request, self._most)
-                await self._response.aclose()
+                self._error = failure(too_large, self._callers_request(), self._most)
+                await (self._response() or self).aclose()
                 raise self._error
             yield chunk
+
+    def _callers_request(self) -> httpx.Request:
+        """The request that holds no credential: the response is given it on its way to the caller."""
+        response = self._response()
+        return self._request if response is None else response.request
 
     async def aclose(self) -> None:
         if self._closed:
             return
         self._closed = True
-        self._response.elapsed = timedelta(seconds=SYSTEM_CLOCK.monotonic() - self._started)
+        response = self._response()
+        if response is not None:
+            response.elapsed = timedelta(seconds=SYSTEM_CLOCK.monotonic() - self._started)
         try:
             await self._stream.aclose()
         except Exception as error:

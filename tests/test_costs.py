@@ -7,16 +7,22 @@ that is worth it to every call. `python -m benchmarks` measures times, and shows
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
+import weakref
 from collections.abc import Iterator
+from typing import Literal
 
+import httpx
 import pytest
 
 from benchmarks import system_calls
 from benchmarks.bench import Bench, bench
 from benchmarks.subjects import ours
-from fastapi_http_client import AsyncHTTPClient, BearerAuth
+from fastapi_http_client import AsyncHTTPClient, BearerAuth, ClientConfig, Middleware
+from fastapi_http_client.call import Call
 from tests.engine.raw import OK, Reader, Writer, read_request, serve
+from tests.hostile.upstream import HostileUpstream
 
 EVERYTHING_ON = ("ours", "ours-uvloop")
 
@@ -77,3 +83,29 @@ def test_a_call_takes_little_memory(loopback: Bench, what: str, connections: int
     target = loopback.target("/hang", connections=connections)
     found = loopback.fresh("ours", "memory:calls", target, before=before, calls=200, traced=True)
     assert found <= kib, f"{found:.1f} KiB {what}"
+
+
+@pytest.mark.parametrize("engine", ["asyncio", "httpcore"])
+@pytest.mark.parametrize("middlewares", [[], [Middleware()]])
+@pytest.mark.parametrize("path", ["/ok", "/redirect", "/coding/gzip", "/status/404", "/flaky?fail=1&key=costs"])
+async def test_a_call_leaves_nothing_to_the_garbage_collector(
+    upstream: HostileUpstream, engine: Literal["asyncio", "httpcore"], middlewares: list[Middleware], path: str
+) -> None:
+    """What is part of a cycle stays until the collector comes, and makes it come more often."""
+    config = ClientConfig(engine=engine, follow_redirects=True, retry_backoff_factor=0, enable_circuit_breaker=True)
+    async with AsyncHTTPClient(upstream.url(), config=config, auth=BearerAuth("t"), middlewares=middlewares) as client:
+
+        async def streamed() -> httpx.Response:
+            async with client.stream("GET", path) as response:
+                await response.aread()
+            return response
+
+        gc.disable()
+        try:
+            for call in (lambda: client.get(path), lambda: client.post(path, json={}), streamed):
+                response = await call()
+                left = [weakref.ref(part) for part in (response, response.request, Call.of(response.request))]
+                del response
+                assert [part() for part in left] == [None, None, None]
+        finally:
+            gc.enable()
