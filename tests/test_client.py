@@ -725,12 +725,13 @@ async def test_a_stream_that_is_forgotten_is_warned_about_and_gives_its_connecti
             response = await client.send(client.build_request("GET", "/large?bytes=3000000&token=s3cr3t"), stream=True)
             if read_a_part:
                 await anext(response.aiter_bytes())
+            del response
+            await asyncio.sleep(0.01)  # for the loop to end the iterator that was begun
 
         gc.disable()  # it is noticed at once, and not when the collector comes
         try:
             with pytest.warns(ResourceWarning) as caught:
                 await forget()
-                await asyncio.sleep(0.01)  # for the loop to end the iterators that were begun
         finally:
             gc.enable()
         (text,) = (str(warning.message) for warning in caught)
