@@ -15,12 +15,10 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
-    FieldSerializationInfo,
     SecretStr,
     ValidationError,
     ValidationInfo,
 )
-from pydantic import field_serializer as _field_serializer
 from pydantic import field_validator as _field_validator
 from pydantic import model_validator as _model_validator
 
@@ -389,11 +387,6 @@ class ClientConfig(_Model):
         if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
             raise ValueError("must not be True or False")  # which pydantic takes for 1 and 0
         return value.strip() if isinstance(value, str) else value
-
-    @_field_serializer("base_url", "headers", "proxy", when_used="json")
-    def _mask(self, value: Any, info: FieldSerializationInfo) -> Any:
-        """JSON is for eyes, as pydantic has it with secrets; a dump to Python's own objects can be used again."""
-        return self.shown(info.field_name, value)
 
     @_model_validator(mode="after")
     def _check_against_each_other(self) -> Self:
