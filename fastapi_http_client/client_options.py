@@ -12,7 +12,7 @@ import httpx
 from httpx import USE_CLIENT_DEFAULT
 
 from fastapi_http_client import transport
-from fastapi_http_client.arguments import bad_argument
+from fastapi_http_client.arguments import bad_argument, refusal
 from fastapi_http_client.auth import APIKeyAuth, BasicAuth, BearerAuth
 from fastapi_http_client.circuit_breaker import CircuitBreaker
 from fastapi_http_client.config import APIKeyConfig, AuthConfig, BasicConfig, BearerConfig, ClientConfig
@@ -189,25 +189,41 @@ def effective_config(
     over: dict[str, Any] = {}
     if base_url is not None and str(base_url):
         over["base_url"] = str(base_url)
-    timeout = options.get("timeout")
-    if isinstance(timeout, int | float):
-        over["timeout"] = timeout
-    limits = options.get("limits")
-    if limits is not None:
-        over["max_connections"] = 1_000_000 if limits.max_connections is None else limits.max_connections
-        over["max_keepalive_connections"] = (
-            over["max_connections"] if limits.max_keepalive_connections is None else limits.max_keepalive_connections
-        )
-        over["keepalive_expiry"] = 1e9 if limits.keepalive_expiry is None else limits.keepalive_expiry
-    for name in ("follow_redirects", "max_redirects", "trust_env", "http2"):
-        if name in options:
-            over[name] = options[name]
-    proxy = options.get("proxy")
-    if proxy is not None:
-        over["proxy"] = proxy_url(proxy)
-    if "verify" in options:
-        over["verify_ssl"] = options["verify"] is not False
-    return ClientConfig(**(set_fields(config) | over)) if over else config
+    for name, value in options.items():
+        over |= as_fields(name, value) or {}
+    if isinstance(options.get("verify"), ssl.SSLContext):
+        over["verify_ssl"] = True  # or not: that is for the context to say
+    try:
+        return ClientConfig(**(set_fields(config) | over)) if over else config
+    except ConfigurationError as error:
+        raise refusal("AsyncHTTPClient", *error.problems) from None
+
+
+def as_fields(option: str, value: Any) -> dict[str, Any] | None:
+    """What one of httpx's options says as fields of a config, or None when no field can say it."""
+    match option, value:
+        case (("follow_redirects" | "max_redirects" | "trust_env" | "http2"), _):
+            return {option: value}
+        case "timeout", int() | float():
+            return {"timeout": value}
+        case "timeout", httpx.Timeout(connect=float() | int() as connect, read=float() | int() as read):
+            same = read == value.write == value.pool and connect <= read
+            return {"timeout": read, "connect_timeout": connect} if same else None
+        case "limits", httpx.Limits(max_connections=most, max_keepalive_connections=idle, keepalive_expiry=expiry):
+            most = 1_000_000 if most is None else most
+            idle, expiry = most if idle is None else idle, 1e9 if expiry is None else expiry
+            return {"max_connections": most, "max_keepalive_connections": idle, "keepalive_expiry": expiry}
+        case "proxy", str() | httpx.URL() | httpx.Proxy():
+            return {"proxy": proxy_url(value)}
+        case "verify", bool():
+            return {"verify_ssl": value}
+        case "verify", str() | os.PathLike():
+            return {"verify_ssl": True, "ca_file": os.fspath(value)}
+        case "cert", str() | os.PathLike():
+            return {"client_cert": os.fspath(value), "client_key": None}
+        case "cert", (str() | os.PathLike() as cert, str() | os.PathLike() as key):
+            return {"client_cert": os.fspath(cert), "client_key": os.fspath(key)}
+    return None
 
 
 def proxy_url(proxy: Any) -> str:
@@ -241,30 +257,26 @@ def tls_context(config: ClientConfig, options: Mapping[str, Any]) -> ssl.SSLCont
     """
     verify, cert = options.get("verify", True), options.get("cert")
     if isinstance(verify, ssl.SSLContext):
-        for field in ("ca_file", "client_cert"):
+        for field in ("ca_file", "client_cert") if cert is None else ("ca_file",):
             if getattr(config, field) is not None:
                 raise bad("verify", f"is an SSLContext, which is used as it is, and {field} is set too")
         return httpx.create_ssl_context(verify=verify, cert=cert)
-    files: dict[str, Any] = {}
-    names = {"ca_file": "verify", "client_cert": "cert", "client_key": "cert"}
-    password = None
-    if isinstance(verify, str | os.PathLike):
-        files["ca_file"] = os.fspath(verify)
-    elif not isinstance(verify, bool):
+    if not isinstance(verify, bool | str | os.PathLike):
         raise bad("verify", f"must be True, False, a file or an ssl.SSLContext, not {type(verify).__name__}")
-    if isinstance(cert, str | os.PathLike):
-        files |= {"client_cert": os.fspath(cert), "client_key": None}
-    elif isinstance(cert, tuple) and len(cert) in (2, 3):
-        files |= {"client_cert": os.fspath(cert[0]), "client_key": None if cert[1] is None else os.fspath(cert[1])}
-        password = cert[2] if len(cert) == 3 else None
-    elif cert is not None:
+    password = None
+    if isinstance(cert, tuple) and len(cert) == 3:
+        *cert, password = cert
+    files = as_fields("cert", tuple(cert) if isinstance(cert, list) else cert)
+    if cert is not None and files is None:
         raise bad("cert", "must be a file, or a pair of a file and its key's, or these two and a password")
+    names = {"ca_file": "verify" if isinstance(verify, str | os.PathLike) else "ca_file"}
+    if files:
+        names |= {"client_cert": "cert", "client_key": "cert"}
     try:
-        return transport.ssl_context_for(config.model_copy(update=files), password)
+        return transport.ssl_context_for(config.model_copy(update=files or {}), password)
     except ConfigurationError as error:
         problem = error.problems[0]
-        argument = names[problem.argument] if problem.argument in files else problem.argument
-        raise bad(argument, problem.message) from error.__cause__
+        raise bad(names.get(problem.argument, problem.argument), problem.message) from error.__cause__
 
 
 def auth_from_config(config: AuthConfig | None) -> httpx.Auth | None:

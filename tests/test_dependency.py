@@ -512,7 +512,7 @@ def test_apps_that_are_mounted_in_each_other_are_walked_once() -> None:
     app.mount("/sub", sub)
     sub.mount("/app", app)
     sub.get("/r")(name_of)
-    assert [(route, reference.name) for route, reference in client_references(app)] == [("GET /sub/r", "github")]
+    assert [(route, reference.name) for route, reference in client_references(app, None)] == [("GET /sub/r", "github")]
 
 
 @pytest.mark.parametrize(
@@ -524,13 +524,13 @@ def test_apps_that_are_mounted_in_each_other_are_walked_once() -> None:
     ],
 )
 def test_apps_without_dependencies_have_no_references(app: Any) -> None:
-    assert list(client_references(app)) == []
+    assert list(client_references(app, None)) == []
 
 
 def test_a_route_for_several_methods_names_them() -> None:
     app = FastAPI()
     app.api_route("/r", methods=["POST", "GET"])(name_of)
-    assert [route for route, _ in client_references(app)] == ["GET|POST /r"]
+    assert [route for route, _ in client_references(app, None)] == ["GET|POST /r"]
 
 
 def test_a_request_object_beside_it_stays_what_it_is() -> None:

@@ -24,18 +24,19 @@ class ClientDependency(ClientReference):
     async def __call__(self, connection: HTTPConnection) -> AsyncHTTPClient:
         registry = self.clients
         if registry is None:
-            scope = connection.scope
-            registry = scope.get("state", {}).get(STATE_KEY)
-            if registry is None:
-                registry = self._of_app(scope.get("app"))
+            registry = self._of(connection.scope)
         client: AsyncHTTPClient = registry[self.name]
         return client
 
-    def _of_app(self, app: Any) -> HTTPClients:
-        registry: HTTPClients | None = getattr(getattr(app, "state", None), STATE_KEY, None)
-        if registry is None:
+    def _of(self, scope: Any) -> HTTPClients:
+        """The registry that was installed on the app of the route, a mounted one perhaps; else that of the lifespan."""
+        running: HTTPClients | None = scope.get("state", {}).get(STATE_KEY)
+        installed: HTTPClients | None = getattr(getattr(scope.get("app"), "state", None), STATE_KEY, None)
+        if installed is not None and (running is None or (installed is not running and installed.is_running)):
+            return installed
+        if running is None:
             raise ConfigurationError(f'http_client("{self.name}"): this request has no clients; {HOW_TO_START}')
-        return registry
+        return running
 
 
 def http_client(name: str, clients: HTTPClients | None = None) -> ClientDependency:

@@ -16,6 +16,7 @@ import httpx
 from fastapi_http_client.arguments import bad_argument
 from fastapi_http_client.circuit_breaker import rules_of
 from fastapi_http_client.client import AsyncHTTPClient
+from fastapi_http_client.client_options import HTTPXOptions, as_fields
 from fastapi_http_client.config import ClientConfig
 from fastapi_http_client.edge.install import install
 from fastapi_http_client.edge.routes import STATE_KEY, client_references
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from typing import Self, Unpack
 
     from fastapi_http_client.circuit_breaker import CircuitBreaker
-    from fastapi_http_client.client_options import HTTPXOptions
     from fastapi_http_client.clock import Clock
     from fastapi_http_client.fleet import Fleet
     from fastapi_http_client.middleware import Middleware
@@ -52,6 +52,10 @@ HOW_TO_START = (
     "own lifespan with `async with clients.lifespan(app) as state: yield state`); a TestClient without `with`; "
     "ASGITransport(app=app) instead of ASGITransport(app=manager.app) with asgi-lifespan's LifespanManager"
 )
+
+
+_USUAL_PREFIX = "http_client__"
+"""With another, the prefix is part of the names in a store: two registries of an app may have clients of one name."""
 
 
 class _Declared:
@@ -177,6 +181,11 @@ class HTTPClients:
         if normal not in self._clients:
             raise ConfigurationError(self._settings.missing(normal))
         return self._clients[normal]
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the clients can be used now."""
+        return self._phase == "running"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -310,15 +319,16 @@ class HTTPClients:
 
     def _build(self, name: str, settings: ClientSettings) -> AsyncHTTPClient:
         arguments = dict(self._declared[name].arguments) if name in self._declared else {}
+        shared_name = name if normalise(self._prefix) == _USUAL_PREFIX else f"{normalise(self._prefix)}{name}"
         if self._fleet is not None:
-            _share(self._fleet, name, settings.config, arguments)
+            _share(self._fleet, shared_name, settings.config, arguments)
         try:
             client = AsyncHTTPClient(config=settings.config, auth=settings.auth, name=name, **arguments)
         except Exception as error:
             error.add_note(f'while the client "{name}" was built')
             raise
         if self._fleet is not None and isinstance(client.auth, OAuth2ClientCredentials):
-            self._fleet.share_token(name, client.auth)
+            self._fleet.share_token(shared_name, client.auth)
         return client
 
     def _build_fleet(self, settings: Settings, problems: list[Problem]) -> Fleet | None:
@@ -346,7 +356,7 @@ class HTTPClients:
 
     def _route_problems(self, app: object, settings: Settings) -> Iterator[Problem]:
         routes: dict[Any, list[str]] = {}
-        for route, reference in client_references(app):
+        for route, reference in client_references(app, self):
             routes.setdefault(reference, []).append(route)
         several = {*_running_on(app), *(reference.clients for reference in routes)} - {None, self}
         for reference, places in routes.items():
@@ -375,16 +385,18 @@ def _share(fleet: Fleet, name: str, config: ClientConfig, arguments: dict[str, A
 
 
 def _split(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """httpx's options: those that are fields of `ClientConfig`, and the rest."""
-    plain = {"timeout": int | float, "headers": Mapping, "proxy": str}
-    fields = {
-        name: value
-        for name, value in options.items()
-        if name in ClientConfig.model_fields and isinstance(value, plain.get(name, object))
-    }
-    rest = {name: value for name, value in options.items() if name not in fields}
-    if isinstance(rest.get("verify"), bool):
-        fields["verify_ssl"] = rest.pop("verify")
+    """Options of a client: what is a field of `ClientConfig`, or says the same as some, and the rest."""
+    fields: dict[str, Any] = {}
+    rest: dict[str, Any] = {}
+    for name, value in options.items():
+        said = as_fields(name, value)
+        is_field = name in ClientConfig.model_fields and name not in HTTPXOptions.__annotations__
+        if said is not None:
+            fields |= said
+        elif is_field or (name == "headers" and isinstance(value, Mapping)):
+            fields[name] = value
+        else:
+            rest[name] = value
     return fields, rest
 
 

@@ -22,19 +22,23 @@ class ClientReference:
     clients: Any = None
 
 
-def client_references(app: object) -> Iterator[tuple[str, ClientReference]]:
-    """Every reference in the routes of an app, with the route (`GET /users/{login}`) that needs it.
+def client_references(app: object, registry: object) -> Iterator[tuple[str, ClientReference]]:
+    """Every reference in the routes of an app that starts `registry`, with the route (`GET /users/{login}`).
 
     Included routers, mounted apps, WebSocket routes and sub-dependencies are all looked through; what stands in
-    `dependency_overrides` is left out, with everything that it would have needed.
+    `dependency_overrides` is left out, with everything that it would have needed, and so is a mounted app on which
+    another registry was installed.
     """
-    return _in_app(app, "", set())
+    return _in_app(app, "", {id(registry)})
 
 
 def _in_app(app: Any, prefix: str, seen: set[int]) -> Iterator[tuple[str, ClientReference]]:
     while not hasattr(app, "routes") and hasattr(app, "app"):  # wrapped in ASGI middlewares
         app = app.app
     if id(app) in seen:
+        return
+    installed = getattr(getattr(app, "state", None), STATE_KEY, None)
+    if prefix and installed is not None and id(installed) not in seen:
         return
     seen.add(id(app))
     for route in _effective(_all_routes(app)):
