@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
+from collections.abc import Awaitable
+from typing import TypeVar
 
 from fastapi_http_client.errors import ConfigurationError, Problem
+
+T = TypeVar("T")
 
 
 def refusal(owner: str, *problems: Problem) -> ConfigurationError:
@@ -47,6 +52,13 @@ def share(argument: str, value: object) -> Problem | None:
     if value is not None and not (_is_above_0(value) and value <= 1):  # type: ignore[operator]  # a number, then
         return Problem(argument, f"must be a share above 0 and at most 1, not {value!r}")
     return None
+
+
+def awaitable(returned: Awaitable[T], what: str) -> Awaitable[T]:
+    """What a hook of the user has returned. Raises `TypeError`, which names it, for one that is not async."""
+    if not inspect.isawaitable(returned):
+        raise TypeError(f"{what}: must be an async function; it returned {type(returned).__name__}")
+    return returned
 
 
 def _is_above_0(value: object) -> bool:

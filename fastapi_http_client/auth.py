@@ -201,6 +201,8 @@ def build_auth(auth: Any) -> httpx.Auth | None:
         return auth
     if isinstance(auth, tuple) and len(auth) == 2:
         return BasicAuth(*(part.decode() if isinstance(part, bytes) else part for part in auth))
+    if isinstance(auth, type):
+        raise bad_argument("AsyncHTTPClient", "auth", f"must be an object, not the class {auth.__name__}")
     if callable(auth):
         return _FunctionAuth(cast("Callable[[httpx.Request], httpx.Request]", auth))
     what = f"must be an httpx.Auth, a pair of user name and password or a callable, not {type(auth).__name__}"
@@ -212,4 +214,10 @@ class _FunctionAuth(httpx.Auth):
         self._function = function
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        yield self._function(request)
+        signed = self._function(request)
+        if not isinstance(signed, httpx.Request):
+            if inspect.iscoroutine(signed):
+                signed.close()
+            what = f"a function must return the request that it was given, not {type(signed).__name__}"
+            raise bad_argument("AsyncHTTPClient", "auth", what)
+        yield signed

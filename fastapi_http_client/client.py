@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 from httpx import USE_CLIENT_DEFAULT
+from httpx._client import UseClientDefault
 from httpx._multipart import MultipartStream
 
 from fastapi_http_client import transport as _transport
@@ -51,7 +52,7 @@ from fastapi_http_client.rate_limiter import TokenBucketRateLimiter
 from fastapi_http_client.redaction import redact_url
 from fastapi_http_client.server_limit import ServerLimit
 from fastapi_http_client.telemetry import report_circuit_change
-from fastapi_http_client.urls import InvalidURLError, Joiner, expand, with_params
+from fastapi_http_client.urls import InvalidURLError, Joiner, check_address, expand, with_params
 
 if TYPE_CHECKING:
     from typing import Self
@@ -302,7 +303,7 @@ class AsyncHTTPClient(httpx.AsyncClient):
             return request
         except (UnicodeError, httpx.InvalidURL) as error:
             raise HTTPRequestError(
-                f"{method} {redact_url(joined)}: the request cannot be built: {type(error).__name__}",
+                f"{method} {redact_url(joined)}: the request cannot be built: {_why_not(error)}",
                 client=self.name,
                 may_have_run=False,
                 transient=False,
@@ -390,7 +391,11 @@ class AsyncHTTPClient(httpx.AsyncClient):
         if "timeout" not in request.extensions:
             request.extensions = {**request.extensions, "timeout": self.timeout.as_dict()}
         auth = self.auth if auth is USE_CLIENT_DEFAULT else build_auth(auth)
+        if not isinstance(follow_redirects, bool | UseClientDefault | None):
+            raise bad("follow_redirects", "must be True or False")
         at_home = self._join.is_below(request.url)
+        if not at_home:
+            self._check_address(request)
         if not at_home and request.url.userinfo:
             auth = auth or BasicAuth(request.url.username, request.url.password)
             request = _fresh(request)
@@ -436,6 +441,16 @@ class AsyncHTTPClient(httpx.AsyncClient):
             raise
         _when_done(response, self.lifecycle.leave)
         return response
+
+    def _check_address(self, request: httpx.Request) -> None:
+        url = request.url
+        try:
+            is_mounted = bool(self._mounts) and self._transport_for_url(url) is not self._transport
+            check_address(url, any_scheme=is_mounted)
+        except InvalidURLError as error:
+            message = f"{self.name or 'AsyncHTTPClient'}: {request.method} refused: {error.message}"
+            of_call(error, message=message, request=request, client=self.name)
+            raise
 
     def new_call(
         self,
@@ -520,16 +535,20 @@ _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _UNSAFE_IN_COOKIE = re.compile(r"[;\x00-\x1f\x7f]")
 
 
+class _InjectionError(httpx.InvalidURL):
+    """Its text holds no value."""
+
+
 def _refuse_injection(request: httpx.Request, cookies: Any) -> None:
     """Raise `httpx.InvalidURL`, as httpx does for an address, when a value would end the place that it is put in."""
     pairs = cookies.items() if isinstance(cookies, Mapping) else cookies if isinstance(cookies, list) else ()
     if any(_UNSAFE_IN_COOKIE.search(f"{name}{value}") for name, value in pairs):
-        raise httpx.InvalidURL("a cookie holds a semicolon or a control character")
+        raise _InjectionError("a cookie holds a semicolon or a control character")
     if isinstance(request.stream, MultipartStream):
         for field in request.stream.fields:
             headers = getattr(field, "headers", {})  # of a file
             if any(_CONTROL.search(f"{name}{value}") for name, value in headers.items()):
-                raise httpx.InvalidURL("a part's header holds a control character")
+                raise _InjectionError("a part's header holds a control character")
 
 
 def _with_options(build_options: dict[str, Any], retry: bool, total_timeout: float | None) -> dict[str, Any]:
@@ -542,6 +561,13 @@ def _with_options(build_options: dict[str, Any], retry: bool, total_timeout: flo
     extensions = build_options.get("extensions") or {}
     options = {"retry": retry, "total_timeout": total_timeout}
     return {**build_options, "extensions": {**extensions, OPTIONS: options}}
+
+
+def _why_not(error: Exception) -> str:
+    """What is wrong with a request, without a value of it."""
+    if isinstance(error, UnicodeError):
+        return "a header or a parameter holds a character that cannot be sent"
+    return str(error) if isinstance(error, _InjectionError) else type(error).__name__
 
 
 def _fresh(request: httpx.Request) -> httpx.Request:

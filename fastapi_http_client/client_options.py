@@ -112,7 +112,10 @@ def check_arguments(
     """Raise `ConfigurationError` for an argument of a wrong kind, which httpx or a call would find out later."""
     unknown = options.keys() - HTTPXOptions.__annotations__.keys()
     if unknown:
-        raise TypeError(f"AsyncHTTPClient() got an unexpected keyword argument {sorted(unknown)[0]!r}")
+        name = min(unknown)
+        hint = f"; it is a field of ClientConfig: config=ClientConfig({name}=...)"
+        hint = hint if name in ClientConfig.model_fields else ""
+        raise TypeError(f"AsyncHTTPClient() got an unexpected keyword argument {name!r}{hint}")
     for argument, value, kind in (
         ("name", name, str),
         ("rate_limiter", rate_limiter, TokenBucketRateLimiter),
@@ -124,7 +127,7 @@ def check_arguments(
             raise bad(argument, f"must be a {kind.__name__}, not {type(value).__name__}")
     if name == "":
         raise bad("name", "must not be empty")
-    if transport is not None and not hasattr(transport, "handle_async_request"):
+    if transport is not None and (isinstance(transport, type) or not hasattr(transport, "handle_async_request")):
         raise bad("transport", f"must be an httpx.AsyncBaseTransport, not {type(transport).__name__}")
     if clock is not None and not all(callable(getattr(clock, part, None)) for part in ("monotonic", "wall", "sleep")):
         raise bad("clock", "must have the methods monotonic(), wall() and sleep()")
@@ -305,7 +308,8 @@ def checked_middlewares(middlewares: Sequence[Middleware]) -> tuple[Middleware, 
     middlewares = tuple(middlewares)
     for middleware in middlewares:
         if not isinstance(middleware, Middleware):
-            raise bad("middlewares", f"{middleware!r} is no Middleware")
+            what = f"holds the class {middleware.__name__}" if isinstance(middleware, type) else f"holds {middleware!r}"
+            raise bad("middlewares", f"{what}; each must be an object of a class derived from Middleware")
     if sum(isinstance(middleware, RetryMiddleware) for middleware in middlewares) > 1:
         raise bad("middlewares", "holds more than one RetryMiddleware")
     return middlewares

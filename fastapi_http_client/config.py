@@ -74,6 +74,8 @@ def _without_twins(headers: dict[str, str]) -> dict[str, str]:
 
 def _auth(value: object) -> object:
     """Whatever the case and the dashes of the type."""
+    if isinstance(value, httpx.Auth):
+        raise ValueError("is an object, which goes to AsyncHTTPClient(auth=...) or add(auth=...)")
     if isinstance(value, Mapping) and isinstance(value.get("type"), str):
         return {**value, "type": value["type"].strip().lower().replace("-", "_")}
     return value
@@ -92,6 +94,14 @@ def _header_value(value: str) -> str:
     return value
 
 
+def is_host(host: bytes) -> bool:
+    """Whether it can be a host as it is sent: a name in ASCII, or an address of IPv4 or IPv6.
+
+    httpx lets placeholders that nobody has filled in pass, `${HOST}` or `{region}`.
+    """
+    return re.fullmatch(rb"[A-Za-z0-9_.-]+|(?=[^%]*:)[0-9A-Fa-f:.]+(?:%[\w.~%-]+)?", host) is not None
+
+
 def _http_url(value: str) -> httpx.URL:
     try:
         url = httpx.URL(value)
@@ -101,7 +111,7 @@ def _http_url(value: str) -> httpx.URL:
         raise ValueError("must start with http:// or https://")
     if not url.host:
         raise ValueError("has no host")
-    if "%" in url.host and ":" not in url.host:  # what httpx makes of a space, say; in IPv6 it begins a zone
+    if not is_host(url.raw_host):
         raise ValueError("has a host with a character that no name has")
     if url.port is not None and not 0 < url.port < 65536:
         raise ValueError("has a port that is not between 1 and 65535")
@@ -133,7 +143,10 @@ def valid_token(token: str) -> bool:
 
 def _token(value: SecretStr) -> SecretStr:
     if not valid_token(value.get_secret_value()):
-        raise ValueError("is empty, too long, or holds a character that a bearer token cannot have")
+        what = "is empty, too long, or holds a character that a bearer token cannot have"
+        if value.get_secret_value().lower().startswith("bearer "):
+            what = 'must be the token alone, without "Bearer " before it'
+        raise ValueError(what)
     return value
 
 
@@ -200,6 +213,9 @@ class _Model(BaseModel):
         except ValidationError as error:
             problems = tuple(_problems(error))
             raise refusal(type(self).__name__, *problems) from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise ConfigurationError(f"{type(self).__name__}: {name}: cannot be set: a configuration does not change")
 
     def __getstate__(self) -> NoReturn:
         raise TypeError(f"{type(self).__name__} may hold secrets, which must not be written down")

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from fastapi_http_client.arguments import awaitable
 from fastapi_http_client.call import Call, origin
 from fastapi_http_client.clock import SYSTEM_CLOCK
 from fastapi_http_client.engine.errors import ResponseTooLargeError, exchange_facts
+from fastapi_http_client.engine.request import check_head
 from fastapi_http_client.errors import Attempt, HTTPClientError, HTTPRequestError, HTTPTimeoutError, TimeoutPhase, also
 from fastapi_http_client.fast import header_names
 from fastapi_http_client.models import HTTPResponse, as_http_response
@@ -57,7 +59,7 @@ class ExchangeStep:
         client.lifecycle.check_open()
         hooks = client.event_hooks
         for hook in hooks["request"]:
-            await hook(request)
+            await awaitable(hook(request), "event_hooks: request")
         if call.home and hooks["request"] and origin(request.url) not in call.origins:
             raise HTTPRequestError(
                 described(request, "refused: a request hook sends it, with the client's credential, to another origin"),
@@ -76,6 +78,7 @@ class ExchangeStep:
             call.resends += 1
             engine = None if call.stream or hooks["response"] else engine_of(transport, request)
             if engine is None:
+                check_head(request)
                 response = as_http_response(await transport.handle_async_request(request))
             else:
                 response = as_http_response(await engine.fetch(request, max_bytes=client.max_bytes))
@@ -103,7 +106,7 @@ class ExchangeStep:
                 _keep_cookies(client.cookies, response)
             for hook in client.event_hooks["response"]:
                 try:
-                    await hook(response)
+                    await awaitable(hook(response), "event_hooks: response")
                 except httpx.HTTPStatusError as error:
                     response._verdict = error  # for the caller, when the attempts are over
                     break

@@ -21,7 +21,6 @@ import httpx
 from fastapi_http_client.clock import SYSTEM_CLOCK
 from fastapi_http_client.config import ClientConfig
 from fastapi_http_client.engine.errors import NOTHING_SENT, with_facts
-from fastapi_http_client.engine.request import check_headers
 from fastapi_http_client.redaction import MASK
 
 
@@ -68,7 +67,6 @@ class _Pool:
             _limit_age(self._pool, config.max_connection_age)
 
     async def handle_async_request(self, request: Any) -> httpcore2.Response:
-        check_headers(request.headers)
         with _as_httpx_errors():
             response = await self._pool.handle_async_request(
                 httpcore2.Request(

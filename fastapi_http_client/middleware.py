@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection
+from collections.abc import Awaitable, Collection
 from typing import TYPE_CHECKING, TypeVar
 
 import httpx
 
-from fastapi_http_client.arguments import bad_argument
+from fastapi_http_client.arguments import awaitable, bad_argument
 from fastapi_http_client.auth import CredentialAuth
 from fastapi_http_client.call import Call, Handler
 from fastapi_http_client.errors import HTTPClientError
@@ -43,22 +43,26 @@ class Middleware:
         return None
 
     async def handle(self, request: HTTPRequest, client: AsyncHTTPClient, call_next: Handler) -> HTTPResponse:
-        request = self._checked(await self.process_request(request, client), "process_request", httpx.Request)
+        asked = self._awaitable(self.process_request(request, client), "process_request")
+        request = self._checked(await asked, "process_request", httpx.Request)
         try:
             response = await call_next(request)
         except HTTPClientError as error:
-            answer = await self.process_error(error, request)
+            answer = await self._awaitable(self.process_error(error, request), "process_error")
             if answer is None:
                 raise
             answer = as_http_response(self._checked(answer, "process_error", httpx.Response))
             answer.attempts = answer.attempts or error.attempts
             return answer
         try:
-            processed = await self.process_response(response, request)
+            processed = await self._awaitable(self.process_response(response, request), "process_response")
             return as_http_response(self._checked(processed, "process_response", httpx.Response))
         except BaseException:
             await response.aclose()
             raise
+
+    def _awaitable(self, returned: Awaitable[T], hook: str) -> Awaitable[T]:
+        return awaitable(returned, f"{type(self).__name__}.{hook}")
 
     def _checked(self, value: object, hook: str, expected: type[T]) -> T:
         if not isinstance(value, expected):

@@ -126,7 +126,10 @@ class HTTPResponse(httpx.Response):
             adapter: TypeAdapter[T] = _adapter(type_)  # type: ignore[arg-type]  # most types are hashable
         except TypeError:
             adapter = TypeAdapter(type_)
-        return adapter.validate_json(self.content)
+        encoding = json.detect_encoding(self.content)
+        if encoding == "utf-8":
+            return adapter.validate_json(self.content)
+        return adapter.validate_json(self.content.decode(encoding, "replace"))
 
     def raise_for_status(self) -> HTTPResponse:
         """Return the response when its status is below 400.

@@ -9,8 +9,10 @@ from urllib.parse import quote, unquote
 
 import httpx
 
-from fastapi_http_client.errors import HTTPRequestError
+from fastapi_http_client.config import is_host
+from fastapi_http_client.errors import HTTPRequestError, also
 from fastapi_http_client.fast import below
+from fastapi_http_client.redaction import printable, redact_url
 
 _FIELD = re.compile(r"\{([^{}]*)\}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -35,6 +37,9 @@ def expand(template: str, params: Mapping[str, Any]) -> str:
 
     def value_of(match: re.Match[str]) -> str:
         name = match.group(1)
+        if not name.isidentifier() and name not in params:
+            what = f"{template!r} holds {match.group()!r}, which is no name in braces (there are no converters)"
+            raise InvalidURLError(what)
         if name not in params:
             raise InvalidURLError(f"path_params has no {name!r}, which {template!r} needs")
         used.add(name)
@@ -70,18 +75,44 @@ def join(base: httpx.URL, path: httpx.URL | str, template: str | None = None) ->
     try:
         url = httpx.URL(path)
         _ = url.host  # checked by httpx only when it is asked for
-    except (httpx.InvalidURL, UnicodeError, TypeError) as error:
+    except TypeError:
+        raise InvalidURLError(f"the path must be a text or an httpx.URL, not {type(path).__name__}") from None
+    except (httpx.InvalidURL, UnicodeError) as error:
         raise InvalidURLError(f"the path is no valid URL: {type(error).__name__}") from error
     if not url.is_relative_url:
         return url
     if text.startswith("//") or "\\" in text:
         raise InvalidURLError("the path must not begin with '//' and must not hold a backslash")
+    if url.scheme in ("http", "https"):
+        raise InvalidURLError("the URL has no host")
     if url.scheme:
-        raise InvalidURLError("what stands before the ':' is taken for a scheme; begin the path with '/'")
+        what = "what stands before the ':' is taken for a scheme; begin a path with '/', a URL with http:// or https://"
+        raise InvalidURLError(what)
     joined = base.copy_with(raw_path=base.raw_path + url.raw_path.lstrip(b"/"))
     if b"." in url.raw_path or b"%2" in url.raw_path:
         _check_below(base, joined, text if template is None else _FIELD.sub("x", template))
     return joined
+
+
+def check_address(url: httpx.URL, *, any_scheme: bool) -> None:
+    """Raise `InvalidURLError`, also of the class that httpx's own error has, for an address that no server can have.
+
+    `any_scheme` is for what a mounted transport carries.
+    """
+    what: str | None = None
+    kind: type[httpx.RequestError] = httpx.UnsupportedProtocol
+    if not url.scheme:
+        what = f"{redact_url(url)!r} is only a path, and the client has no base_url"
+    elif not url.raw_host:
+        what = "the URL has no host"
+    elif url.raw_scheme not in (b"http", b"https") and not any_scheme:
+        what = f"the URL's scheme must be http or https, not {printable(url.scheme, 50)!r}"
+    elif not is_host(url.raw_host):
+        what = "the URL's host holds a character that no name has"
+    elif url.port is not None and not 0 < url.port < 65536:
+        what, kind = "the URL's port is not between 1 and 65535", httpx.ConnectError
+    if what is not None:
+        raise also(InvalidURLError, kind)(what)
 
 
 class Joiner:

@@ -28,7 +28,7 @@ from fastapi_http_client.errors import (
     RateLimitError,
     RetryExhaustedError,
 )
-from fastapi_http_client.middleware import Middleware
+from fastapi_http_client.middleware import LoggingMiddleware, Middleware
 from fastapi_http_client.models import HTTPRequest, HTTPResponse
 from fastapi_http_client.oauth2 import OAuth2ClientCredentials
 from fastapi_http_client.policies.circuit_breaker import CircuitState
@@ -871,3 +871,116 @@ async def test_a_body_longer_than_it_said_may_have_been_received_whole(upstream:
         with pytest.raises(HTTPRequestError) as caught:
             await client.put("/echo", content=body(), headers={"Content-Length": "5"})
     assert caught.value.may_have_run
+
+
+# -- mistakes are named ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "text", "kind"),
+    [
+        ("/users", "'/users' is only a path, and the client has no base_url", httpx.UnsupportedProtocol),
+        ("ftp://api.example.com/x", "the URL's scheme must be http or https, not 'ftp'", httpx.UnsupportedProtocol),
+        ("http:///x", "the URL has no host", ValueError),
+        ("localhost:8000/x", "begin a path with '/', a URL with http:// or https://", ValueError),
+        ("https://${HOST}/x", "the URL's host holds a character that no name has", httpx.UnsupportedProtocol),
+        ("https://{region}.example.com/", "the URL's host holds a character", httpx.UnsupportedProtocol),
+        ("https://api.example.com:99999/", "the URL's port is not between 1 and 65535", httpx.ConnectError),
+        (None, "the path must be a text or an httpx.URL, not NoneType", ValueError),
+    ],
+)
+async def test_an_address_that_no_server_can_have_is_refused_before_the_first_attempt(
+    url: Any, text: str, kind: type[Exception]
+) -> None:
+    sent: list[httpx.Request] = []
+    mock = httpx.MockTransport(lambda request: sent.append(request) or httpx.Response(200))
+    for transport in (None, mock):
+        async with AsyncHTTPClient(transport=transport, name="api") as client:
+            with pytest.raises(HTTPRequestError) as caught:
+                await client.get(url)
+        assert text in str(caught.value)
+        assert str(caught.value).startswith("api: GET refused: ")
+        assert isinstance(caught.value, kind)
+        assert isinstance(caught.value, ValueError)
+        assert caught.value.attempts == ()
+    assert sent == []
+
+
+async def test_a_mounted_transport_may_have_a_scheme_of_its_own() -> None:
+    mounts = {"custom://": httpx.MockTransport(lambda request: httpx.Response(200, text=request.url.scheme))}
+    async with AsyncHTTPClient(mounts=mounts) as client:
+        assert (await client.get("custom://anywhere/x")).text == "custom"
+
+
+@pytest.mark.parametrize(
+    ("method", "headers"), [("GE T", {}), ("GET", {"A B": "x"}), ("GET", {"X-A": "a\r\nX-Admin: 1"}), ("", {})]
+)
+async def test_a_mock_refuses_what_the_network_would(method: str, headers: dict[str, str]) -> None:
+    async with AsyncHTTPClient("http://api.example.com", transport=httpx.MockTransport(_unexpected)) as client:
+        with pytest.raises(HTTPRequestError, match="LocalProtocolError") as caught:
+            await client.request(method, "/", headers=headers)
+    assert not caught.value.may_have_run
+
+
+def _unexpected(request: httpx.Request) -> httpx.Response:
+    raise AssertionError("this was sent")
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"auth": BearerAuth}, "auth: must be an object, not the class BearerAuth"),
+        ({"transport": httpx.MockTransport}, "transport: must be an httpx.AsyncBaseTransport"),
+        (
+            {"middlewares": [LoggingMiddleware]},
+            "middlewares: holds the class LoggingMiddleware; each must be an object",
+        ),
+        ({"middlewares": [print]}, "middlewares: holds <built-in function print>; each must be an object"),
+        ({"base_url": "https://${HOST}/"}, "AsyncHTTPClient: base_url: has a host with a character that no name has"),
+        ({"proxy": "nowhere"}, "AsyncHTTPClient: proxy: must be an http"),
+    ],
+)
+def test_what_an_argument_ought_to_be_is_said(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        AsyncHTTPClient(**options)
+    assert text in str(caught.value)
+
+
+def test_a_field_of_the_config_in_the_wrong_place_is_sent_there() -> None:
+    with pytest.raises(TypeError, match=r"'retry_attempts'; it is a field of ClientConfig: config=ClientConfig\("):
+        AsyncHTTPClient("https://api.example.com", retry_attempts=3)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"'retrys'$"):
+        AsyncHTTPClient("https://api.example.com", retrys=3)  # type: ignore[call-arg]
+
+
+async def test_what_is_wrong_with_a_request_is_said_without_its_values() -> None:
+    async with AsyncHTTPClient("https://api.example.com", transport=httpx.MockTransport(_unexpected)) as client:
+        for options, text in (
+            ({"cookies": {"a": "s3same;"}}, "a cookie holds a semicolon or a control character"),
+            ({"headers": {"X-A": "s3same \u20ac"}}, "a header or a parameter holds a character that cannot be sent"),
+        ):
+            with pytest.raises(HTTPRequestError, match=text) as caught:
+                await client.get("/", **options)
+            assert "s3same" not in str(caught.value)
+        with pytest.raises(ConfigurationError, match="follow_redirects: must be True or False"):
+            await client.get("/", follow_redirects="no")
+
+
+@pytest.mark.parametrize("wrong", [lambda request: None, lambda request: "text"])
+async def test_a_function_as_auth_must_return_the_request(wrong: Any) -> None:
+    async def later(request: httpx.Request) -> httpx.Request:
+        return request
+
+    async with AsyncHTTPClient("https://api.example.com", transport=httpx.MockTransport(_unexpected)) as client:
+        for auth in (wrong, later):
+            with pytest.raises(ConfigurationError, match="auth: a function must return the request"):
+                await client.get("/", auth=auth)
+
+
+async def test_an_event_hook_that_is_not_async_is_named() -> None:
+    hooks = {"request": [lambda request: None]}
+    async with AsyncHTTPClient(
+        "https://a.test", event_hooks=hooks, transport=httpx.MockTransport(_unexpected)
+    ) as client:
+        with pytest.raises(TypeError, match="event_hooks: request: must be an async function; it returned NoneType"):
+            await client.get("/")

@@ -111,8 +111,11 @@ def test_the_users_document_is_taken() -> None:
 
 def test_it_is_frozen() -> None:
     config = ClientConfig()
-    with pytest.raises(ValidationError):
+    with pytest.raises(ConfigurationError, match="ClientConfig: timeout: cannot be set"):
         config.timeout = 5.0
+    with pytest.raises(ConfigurationError) as caught:
+        ClientConfig(auth={"type": "bearer", "token": "t"}).auth.token = CANARY
+    assert CANARY not in str(caught.value)
     assert isinstance(config.retry_statuses, frozenset)
     assert isinstance(config.retry_methods, frozenset)
 

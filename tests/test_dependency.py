@@ -542,3 +542,49 @@ def test_a_request_object_beside_it_stays_what_it_is() -> None:
 
     with TestClient(app) as browser:
         assert browser.get("/x?q=3").json() == ["x", "/x", "github", 3]
+
+
+def test_a_mounted_app_with_a_registry_of_its_own_gets_its_own_clients() -> None:
+    ours = HTTPClients({"billing": ClientConfig(base_url="https://ours.example.com")}, env_prefix="OURS__")
+    theirs = HTTPClients({"billing": ClientConfig(base_url="https://theirs.example.com")}, env_prefix="THEIRS__")
+    mounted = FastAPI()
+    theirs.install(mounted)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI):
+        async with ours.lifespan(app) as state, theirs.lifespan(mounted):
+            yield state
+
+    app = FastAPI(lifespan=lifespan)
+    ours.install(app)
+    for one in (app, mounted):
+
+        @one.get("/who")
+        async def who(client: Annotated[AsyncHTTPClient, Depends(http_client("billing"))]) -> str:
+            return client.base_url.host
+
+    app.mount("/sub", mounted)
+    with TestClient(app) as test:
+        assert test.get("/who").json() == "ours.example.com"
+        assert test.get("/sub/who").json() == "theirs.example.com"
+
+
+def test_clients_that_only_a_mounted_apps_own_registry_has_are_no_problem_of_the_app_around_it() -> None:
+    ours = HTTPClients({"users": ClientConfig(base_url="https://ours.example.com")}, env_prefix="OURS__")
+    theirs = HTTPClients({"billing": ClientConfig(base_url="https://theirs.example.com")}, env_prefix="THEIRS__")
+    mounted = FastAPI()
+    theirs.install(mounted)
+
+    @mounted.get("/who")
+    async def who(client: Annotated[AsyncHTTPClient, Depends(http_client("billing"))]) -> str:
+        return client.base_url.host
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI):
+        async with ours.lifespan(app) as state, theirs.lifespan(mounted):
+            yield state
+
+    app = FastAPI(lifespan=lifespan)
+    app.mount("/sub", mounted)
+    with TestClient(app) as test:
+        assert test.get("/sub/who").json() == "theirs.example.com"

@@ -950,3 +950,15 @@ async def test_what_does_not_ask_the_store_takes_only_what_the_process_has(own_s
         await call(breaker, Outcome.SUCCESS)
         assert not fleet.is_up
         assert limiter.try_acquire()
+
+
+async def test_registries_with_prefixes_of_their_own_share_nothing_in_a_store(server: ValkeyProcess) -> None:
+    config = ClientConfig(base_url="http://api.test", enable_circuit_breaker=True, circuit_breaker_failure_threshold=1)
+    ours = HTTPClients({"stock": config}, env_prefix="OURS__", store=server.url)
+    theirs = HTTPClients({"stock": config}, env_prefix="THEIRS__", store=server.url)
+    async with ours, theirs:
+        breakers = [registry["stock"].circuit_breaker for registry in (ours, theirs)]
+        assert all(isinstance(breaker, FleetCircuitBreaker) for breaker in breakers)
+        await call(breakers[0], Outcome.FAILURE)  # type: ignore[arg-type]
+        assert await is_refused(breakers[0])  # type: ignore[arg-type]
+        assert not await is_refused(breakers[1])  # type: ignore[arg-type]

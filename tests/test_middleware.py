@@ -520,3 +520,11 @@ async def test_a_refused_request_is_logged_by_nobody_for_nothing_was_called(log:
     with pytest.raises(HTTPRequestError):
         await with_middlewares(Script(), LoggingMiddleware()).get("https://other.test/")
     assert lines(log) == []
+
+
+@pytest.mark.parametrize("hook", ["process_request", "process_response", "process_error"])
+async def test_a_hook_that_is_not_async_is_named(hook: str) -> None:
+    middleware = type("Mine", (Middleware,), {hook: lambda self, first, second: first})()
+    script = Script(httpx.ConnectError("down") if hook == "process_error" else 200)
+    with pytest.raises(TypeError, match=f"Mine.{hook}: must be an async function; it returned "):
+        await with_middlewares(script, middleware).get("/", retry=False)

@@ -326,3 +326,9 @@ def test_the_repr_of_a_copy_holds_no_credential() -> None:
     copy = copy_request(httpx.Request("GET", "https://u:SECRET@api.test/?token=SECRET&a=1"))
     assert repr(copy) == "<Request('GET', 'https://[redacted]@api.test/?token=[redacted]&a=1')>"
     assert isinstance(copy, httpx.Request)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be", "utf-32"])
+def test_parse_reads_every_encoding_that_json_data_reads(encoding: str) -> None:
+    response = HTTPResponse(200, content='{"a": "\u00e9"}'.encode(encoding))
+    assert response.parse(dict[str, str]) == response.json_data == {"a": "\u00e9"}

@@ -541,3 +541,33 @@ async def test_clients_belong_to_the_loop_that_started_them_whoever_calls_first(
 
 async def _get(client: AsyncHTTPClient) -> HTTPResponse:
     return await client.get("/")
+
+
+async def test_httpx_objects_given_in_code_give_way_to_the_environment_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    for option, value in {"TIMEOUT": "9", "MAX_CONNECTIONS": "7", "PROXY": "http://env.example:3128"}.items():
+        monkeypatch.setenv(f"HTTP_CLIENT__ENV__{option}", value)
+    clients = HTTPClients()
+    for name in ("env", "code"):
+        clients.add(
+            name,
+            timeout=httpx.Timeout(3, connect=1),
+            limits=httpx.Limits(max_connections=3, max_keepalive_connections=2),
+            proxy=httpx.Proxy("http://code.example:3128", auth=("u", "p")),
+        )
+    async with clients:
+        env, code = clients["env"], clients["code"]
+        assert (env.config.timeout, env.timeout.read, env.timeout.connect) == (9.0, 9.0, 1.0)
+        assert (env.config.max_connections, env.config.max_keepalive_connections) == (7, 2)
+        assert env.config.proxy == "http://env.example:3128"
+        assert (code.config.timeout, code.timeout) == (3.0, httpx.Timeout(3, connect=1))
+        assert (code.config.max_connections, code.config.proxy) == (3, "http://u:p@code.example:3128")
+        assert "timeout = 9.0  (environment HTTP_CLIENT__ENV__TIMEOUT)" in clients.explain()
+        assert 'timeout = 3.0  (code clients["code"].timeout)' in clients.explain()
+
+
+async def test_a_timeout_that_no_field_can_say_is_used_as_it_is() -> None:
+    clients = HTTPClients()
+    clients.add("stream", timeout=httpx.Timeout(10, read=None))
+    async with clients:
+        assert clients["stream"].timeout == httpx.Timeout(10, read=None)
+        assert "timeout = Timeout  (code)" in clients.explain()

@@ -45,6 +45,9 @@ def cancel_on_disconnect(enabled: bool = True) -> Callable[[Endpoint], Endpoint]
     The decorator stands below the route's: `@app.get("/report")`, then `@cancel_on_disconnect(False)`.
     """
 
+    if not isinstance(enabled, bool):
+        raise bad_argument("cancel_on_disconnect", "enabled", "must be True or False: write @cancel_on_disconnect()")
+
     def mark(endpoint: Endpoint) -> Endpoint:
         setattr(endpoint, _MARK, enabled)
         return endpoint

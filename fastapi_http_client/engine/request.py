@@ -143,10 +143,12 @@ def encode(
     return OutgoingRequest(head, b"", stream, chunked=chunked, length=length or 0, last=last, head_only=head_only)
 
 
-def check_headers(headers: Iterable[tuple[bytes, bytes]]) -> None:
-    """What `encode()` refuses of headers alone, for a transport with a writer of its own that is less strict."""
+def check_head(request: httpx.Request) -> None:
+    """What `encode()` refuses of a method and of headers, for a transport that is less strict, a mock, say."""
+    if request.method != "CONNECT":
+        _method(request.method)
     roles = set()
-    for name, value in headers:
+    for name, value in request.headers.raw:
         roles.add(_known_names.get(name) or _learn_name(name))
         if value.translate(None, _LEGAL_IN_VALUE):
             raise httpx.LocalProtocolError(_ILLEGAL_BYTE)
