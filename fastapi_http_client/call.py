@@ -39,7 +39,8 @@ class Call:
     idempotency_key: str | None = None
     at_home = False  # whether its address is surely at home: a path below the client's base URL
     home = True  # whether this hop goes to one of the client's own origins
-    hung = False  # whether the attempt that was cut off had used up its own limit
+    hung = False  # whether the upstream had used up the whole limit of the attempt that was cut off
+    waits_for_body = False  # for the next part of a body that the caller produces
     outcome: HTTPResponse | HTTPClientError | None = None  # of an attempt that the pipeline did not make itself
     attempt_began: float | None = None  # when the one under way did, if one is
     resends_before = 0  # requests sent for this call before that attempt

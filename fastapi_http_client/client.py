@@ -154,6 +154,7 @@ class AsyncHTTPClient(httpx.AsyncClient):
             longest=config.retry_max_delay, jitter=config.retry_jitter, clock=self.clock, chance=self.chance
         )
         self._owner: AsyncHTTPClient | None = None
+        self._closing: asyncio.Task[None] | None = None
         self._build_pipeline()
 
     def _init_transport(
@@ -439,7 +440,7 @@ class AsyncHTTPClient(httpx.AsyncClient):
         except BaseException:
             self.lifecycle.leave()
             raise
-        _when_done(response, self.lifecycle.leave)
+        _when_done(response, request, self.lifecycle.leave)
         return response
 
     def _check_address(self, request: httpx.Request) -> None:
@@ -500,11 +501,14 @@ class AsyncHTTPClient(httpx.AsyncClient):
         await self._end(super().aclose)
 
     async def _end(self, close_transports: Callable[[], Awaitable[None]]) -> None:
-        if self._owner is not None or self.lifecycle.closed:
+        if self._owner is not None or (self._closing is not None and self._closing.done()):
             return
         if not self.lifecycle.is_stranded:
             self.lifecycle.check_loop()
-        await shielded(self._close(close_transports))
+        loop = asyncio.get_running_loop()
+        if self._closing is None or self._closing.get_loop() is not loop:
+            self._closing = loop.create_task(self._close(close_transports))
+        await shielded(self._closing)
 
     async def _close(self, close_transports: Callable[[], Awaitable[None]]) -> None:
         for task in self.lifecycle.close():
@@ -577,9 +581,15 @@ def _fresh(request: httpx.Request) -> httpx.Request:
     return fresh
 
 
-def _when_done(response: HTTPResponse, leave: Callable[[], None]) -> None:
+def _when_done(response: HTTPResponse, request: httpx.Request, leave: Callable[[], None]) -> None:
     """Count the call out at the end of its body, which for most calls has been read already."""
-    if isinstance(response.stream, Body) and not response.is_closed:
+    if response.is_closed:
+        leave()
+        return
+    if not isinstance(response.stream, Body) and isinstance(response.stream, httpx.AsyncByteStream):
+        # What a middleware has put in the place of ours.
+        response.stream = Body(response, request, SYSTEM_CLOCK.monotonic())
+    if isinstance(response.stream, Body):
         response.stream.when_done(lambda _: leave())
     else:
         leave()

@@ -139,6 +139,9 @@ class HTTPRequestError(HTTPClientError, httpx.TransportError):
     says whether the same request may fare better later; a bad address or header never does.
     """
 
+    _is_ours = False
+    """Whether it was not the upstream that failed: the caller's body, a hook, the line for a connection."""
+
     def __init__(self, message: str = "", *, may_have_run: bool = True, transient: bool = True, **facts: Any) -> None:
         HTTPClientError.__init__(self, message, **facts)
         self.may_have_run = may_have_run

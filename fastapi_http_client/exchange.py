@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import warnings
 import weakref
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ import httpx
 from fastapi_http_client.arguments import awaitable
 from fastapi_http_client.call import Call, origin
 from fastapi_http_client.clock import SYSTEM_CLOCK
-from fastapi_http_client.engine.errors import ResponseTooLargeError, exchange_facts
+from fastapi_http_client.engine.errors import ExchangeFacts, ResponseTooLargeError, exchange_facts
 from fastapi_http_client.engine.request import check_head
 from fastapi_http_client.errors import Attempt, HTTPClientError, HTTPRequestError, HTTPTimeoutError, TimeoutPhase, also
 from fastapi_http_client.fast import header_names
@@ -58,9 +58,11 @@ class ExchangeStep:
         call = Call.of(request)
         client.lifecycle.check_open()
         hooks = client.event_hooks
+        call.waits_for_body = False
+        goes_home = bool(hooks["request"]) and origin(request.url) in call.origins
         for hook in hooks["request"]:
             await awaitable(hook(request), "event_hooks: request")
-        if call.home and hooks["request"] and origin(request.url) not in call.origins:
+        if goes_home and origin(request.url) not in call.origins:
             raise HTTPRequestError(
                 described(request, "refused: a request hook sends it, with the client's credential, to another origin"),
                 request=request,
@@ -70,9 +72,12 @@ class ExchangeStep:
                 transient=False,
             )
         started = SYSTEM_CLOCK.monotonic()
+        stream, body = request.stream, None
         try:
-            if not isinstance(request.stream, httpx.AsyncByteStream):
+            if not isinstance(stream, httpx.AsyncByteStream):
                 raise TypeError("the body is a sync iterator, which cannot be sent by an async client")
+            if not isinstance(stream, httpx.ByteStream):
+                body = request.stream = CallersBody(stream, call)
             # respx replaces this method of httpx; it also finds the transport of a mount.
             transport = client._transport_for_url(request.url)
             call.resends += 1
@@ -84,8 +89,13 @@ class ExchangeStep:
                 response = as_http_response(await engine.fetch(request, max_bytes=client.max_bytes))
         except HTTPClientError:
             raise
+        except CallersBodyError as error:
+            raise body_error(error, request) from error.error
         except Exception as error:
             raise failure(error, request, client.max_bytes) from without_secrets(error)
+        finally:
+            if request.stream is body:
+                request.stream = stream
         response.request = request
         return await self.settle(response, request, started)
 
@@ -99,6 +109,8 @@ class ExchangeStep:
         if b"retry-after" in names:
             response._received_at = call.clock.wall()
         response._max_bytes = client.max_bytes
+        if response.history:  # a transport's own response, which it has given before
+            response.history = []
         if not hasattr(response, "_content"):  # a mock's response may come already read
             response.stream = Body(response, request, started)
         try:
@@ -133,6 +145,44 @@ def _keep_cookies(kept: httpx.Cookies, response: httpx.Response) -> None:
         text = f"{cookie.name}={cookie.value}"
         if not (text.isascii() and text.isprintable()):
             kept.jar.clear(cookie.domain, cookie.path, cookie.name)
+
+
+class CallersBodyError(httpx.TransportError):
+    """What a transport sees when the caller's body has failed, which may be with the error of somebody else's call."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error  # httpcore2 would take a cause away
+
+
+class CallersBody(httpx.AsyncByteStream):
+    """A request's body that the caller produces while it is sent: what goes wrong there is not the upstream's doing."""
+
+    def __init__(self, stream: httpx.AsyncByteStream, call: Call) -> None:
+        self._stream = stream
+        self._call = call
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        call = self._call
+        parts = aiter(self._stream)
+        try:
+            while True:
+                call.waits_for_body = True  # and it stays so when a limit strikes meanwhile
+                try:
+                    part = await anext(parts)
+                except StopAsyncIteration:
+                    call.waits_for_body = False
+                    return
+                except Exception as error:
+                    raise CallersBodyError(error) from error
+                call.waits_for_body = False
+                yield part
+        finally:
+            if isinstance(parts, AsyncGenerator):
+                await parts.aclose()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
 
 
 class Body(httpx.AsyncByteStream):
@@ -235,6 +285,23 @@ def failure(error: Exception, request: httpx.Request, max_bytes: int | None) -> 
     return request_error(error, request, too_large if isinstance(error, ResponseTooLargeError) else None)
 
 
+def body_error(error: CallersBodyError, request: httpx.Request) -> HTTPRequestError:
+    """The error of ours for a body that its producer has failed to produce."""
+    call = Call.of(request)
+    progress = exchange_facts(error)
+    kind, text = type(error.error).__name__, printable(str(error), 300)
+    failed = HTTPRequestError(
+        described(request, f"the request's body failed: {kind}{f': {text}' if text else ''}"),
+        request=request,
+        client=call.client_name,
+        attempts=call.attempts,
+        may_have_run=progress is None or progress.request_sent,
+        transient=False,
+    )
+    failed._is_ours = True
+    return failed
+
+
 def request_error(error: Exception, request: httpx.Request, what: str | None = None) -> HTTPRequestError:
     """The error of ours for what a transport raised; `what` says it better than the error itself."""
     if isinstance(error, HTTPRequestError):
@@ -270,13 +337,19 @@ def _phase(error: httpx.TimeoutException) -> TimeoutPhase:
     return "read"
 
 
-def was_never_sent(cut_off: Exception) -> bool:
-    """Whether a limit of ours struck while a connection was still being opened, as the transport then notes."""
+def facts_of_cut_off(cut_off: BaseException) -> ExchangeFacts | None:
+    """What the transport has noted of an exchange that a limit of ours has cut off, if it is one that does."""
     for error in (cut_off, cut_off.__cause__ or cut_off.__context__):  # Python 3.11.2 gives a timeout no cause
         facts = None if error is None else exchange_facts(error)
         if facts is not None:
-            return not facts.request_sent
-    return False
+            return facts
+    return None
+
+
+def was_never_sent(cut_off: Exception) -> bool:
+    """Whether a limit of ours struck while a connection was still being opened."""
+    facts = facts_of_cut_off(cut_off)
+    return facts is not None and not facts.request_sent
 
 
 def total_timeout(request: httpx.Request, cut_off: Exception | None = None) -> HTTPTimeoutError:

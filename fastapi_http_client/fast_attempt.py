@@ -167,8 +167,10 @@ class FastAttempt:
         except Exception as error:
             over = self._end_of_call(error, request, timed_out=within == of_call)
             if over is not None:
-                waited = isinstance(error.__cause__, httpx.PoolTimeout)  # for a connection
-                if isinstance(error, DeadlineExceededError) and not waited and has_hung(within, of_attempt):
+                timed_out = isinstance(error, DeadlineExceededError) and not isinstance(
+                    error.__cause__, httpx.PoolTimeout
+                )
+                if timed_out and has_hung(within, of_attempt, call, error):
                     outcome = Outcome.FAILURE
                 if observed is not None:
                     observed.end(error=asyncio.CancelledError())  # as the pipeline's limits end it

@@ -13,6 +13,7 @@ import logging
 import re
 import ssl
 from collections.abc import AsyncIterator, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import httpcore2
@@ -20,7 +21,7 @@ import httpx
 
 from fastapi_http_client.clock import SYSTEM_CLOCK
 from fastapi_http_client.config import ClientConfig
-from fastapi_http_client.engine.errors import NOTHING_SENT, with_facts
+from fastapi_http_client.engine.errors import NOTHING_SENT, ExchangeFacts, exchange_facts, with_facts
 from fastapi_http_client.redaction import MASK
 
 
@@ -67,7 +68,7 @@ class _Pool:
             _limit_age(self._pool, config.max_connection_age)
 
     async def handle_async_request(self, request: Any) -> httpcore2.Response:
-        with _as_httpx_errors():
+        with _as_httpx_errors(), _noting_progress():
             response = await self._pool.handle_async_request(
                 httpcore2.Request(
                     method=request.method,
@@ -154,6 +155,26 @@ def _as_httpx_errors() -> Iterator[None]:
         raise
 
 
+_sent_at: ContextVar[list[float] | None] = ContextVar("fastapi_http_client_sent_at", default=None)
+"""Where the call of this task notes when the first byte of its request was written."""
+
+
+@contextlib.contextmanager
+def _noting_progress() -> Iterator[None]:
+    """Say with an error, also a cancellation, how far the request had come: httpcore2 does not."""
+    sent_at: list[float] = []
+    token = _sent_at.set(sent_at)
+    try:
+        yield
+    except BaseException as error:
+        if sent_at and exchange_facts(error) is None:
+            lasted = SYSTEM_CLOCK.monotonic() - sent_at[0]
+            with_facts(error, ExchangeFacts(True, response_started=False, connection_reused=False, lasted=lasted))
+        raise
+    finally:
+        _sent_at.reset(token)
+
+
 class _Network(httpcore2.AnyIOBackend):
     """httpcore2's network, whose streams are mended."""
 
@@ -182,7 +203,6 @@ class _Stream(httpcore2.AsyncNetworkStream):
         self._stream = stream
         self._unread = b""
         self.has_surplus = False
-        self.write = stream.write  # type: ignore[method-assign]
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109  # httpcore2 calls it
         # What anyio reads too much of it keeps where `is_readable` does not look.
@@ -193,6 +213,12 @@ class _Stream(httpcore2.AsyncNetworkStream):
             data = await self._stream.read(_AT_ONCE, timeout)
         self._unread = data[max_bytes:]
         return data[:max_bytes]
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109  # httpcore2 calls it
+        sent_at = _sent_at.get()
+        if sent_at is not None and not sent_at:
+            sent_at.append(SYSTEM_CLOCK.monotonic())
+        await self._stream.write(buffer, timeout)
 
     async def aclose(self) -> None:
         """Close without giving way: a cancellation here would leave a closed connection in the pool's books."""

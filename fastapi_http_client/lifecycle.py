@@ -142,9 +142,9 @@ class Lifecycle:
         return tasks
 
 
-async def shielded(work: Coroutine[Any, Any, Any]) -> None:
+async def shielded(work: Coroutine[Any, Any, Any] | asyncio.Task[Any]) -> None:
     """Await work to its end, however often we are cancelled meanwhile; the cancellation is raised afterwards."""
-    task = asyncio.get_running_loop().create_task(work)
+    task = work if isinstance(work, asyncio.Task) else asyncio.get_running_loop().create_task(work)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
         try:

@@ -78,6 +78,8 @@ class OAuth2ClientCredentials(CredentialAuth):
         self._client = _ClientAuth(config.client_id, config.client_secret, in_body=credentials_in == "body")
         self._clock: Clock | None = None
         self._token: SecretStr | None = None
+        self._is_replacing = False  # a token that was rejected
+        self._untried_since = -math.inf  # the one that has replaced it, and was not accepted yet
         self._expires_at = -math.inf
         self._renew_at = -math.inf
         self._fetching: asyncio.Task[None] | None = None
@@ -133,11 +135,25 @@ class OAuth2ClientCredentials(CredentialAuth):
                 # One error object raised in many tasks would collect all their tracebacks.
                 raise AuthenticationError(str(error)) from error
 
-    def reject(self, token: SecretStr) -> None:
-        """Forget a token that got a 401, unless it has been replaced meanwhile."""
+    def accept(self, token: SecretStr) -> None:
+        """Note that a token got no 401."""
         if self._token is token:
-            self._token = None
-            self._expires_at = self._renew_at = -math.inf
+            self._untried_since = -math.inf
+
+    def reject(self, token: SecretStr) -> bool:
+        """Forget a token that got a 401, unless it has been replaced meanwhile. Returns whether another is to be tried.
+
+        It is not for a moment after a rejected token was replaced by one that is refused as well: an API that refuses
+        everything would cost the token endpoint a request for each call.
+        """
+        if self._token is not token:
+            return True
+        if self._now() < self._untried_since + FAILURE_PAUSE:
+            return False
+        self._token = None
+        self._is_replacing = True
+        self._expires_at = self._renew_at = -math.inf
+        return True
 
     def _is_fetching(self) -> bool:
         if self._fetching is None or self._fetching.done():
@@ -154,9 +170,12 @@ class OAuth2ClientCredentials(CredentialAuth):
             fetch = self._through(fetch)
         try:
             self.store(await fetch(self.token_request(), self._client))
-        except AuthenticationError as error:
+        except Exception as error:
             self._failure, self._ask_again_at = str(error), self._now() + FAILURE_PAUSE
-            raise
+            if isinstance(error, AuthenticationError):
+                raise
+            self._failure = f"no token could be fetched: {type(error).__name__}"  # of a hook, say
+            raise AuthenticationError(self._failure) from error
 
     def token_request(self) -> httpx.Request:
         """What is asked of the endpoint, without the client's own credential, which is put on a copy."""
@@ -178,6 +197,8 @@ class OAuth2ClientCredentials(CredentialAuth):
         lifetime = self._lifetime(expires_in)
         now = self._now()
         self._token = token
+        if self._is_replacing:
+            self._is_replacing, self._untried_since = False, now
         self._expires_at = now + lifetime
         self._renew_at = self._expires_at - min(MAX_LEEWAY, lifetime * LEEWAY_SHARE)
 
@@ -217,10 +238,10 @@ class OAuth2ClientCredentials(CredentialAuth):
             assert token is not None
             request.headers["Authorization"] = f"Bearer {token.get_secret_value()}"
             response = yield request
-            if last or response.status_code != 401:
+            if response.status_code != 401:
+                self.accept(token)
                 return
-            self.reject(token)
-            if not replayable:
+            if last or not self.reject(token) or not replayable:
                 return
 
 

@@ -31,16 +31,16 @@ from fastapi_http_client.errors import (
     RateLimitError,
     of_call,
 )
-from fastapi_http_client.exchange import Body, described, total_timeout, was_never_sent
+from fastapi_http_client.exchange import Body, described, facts_of_cut_off, total_timeout, was_never_sent
 from fastapi_http_client.fast import wire_copy
 from fastapi_http_client.middleware import Middleware
 from fastapi_http_client.models import HTTPResponse, as_http_response
 from fastapi_http_client.oauth2 import Fetch, OAuth2ClientCredentials
 from fastapi_http_client.policies.circuit_breaker import CircuitState, Outcome, Ticket
-from fastapi_http_client.policies.retry import RetryPolicy
+from fastapi_http_client.policies.retry import RetryBudget, RetryPolicy
 from fastapi_http_client.propagation import Propagation
 from fastapi_http_client.rate_limiter import TokenBucketRateLimiter
-from fastapi_http_client.redaction import without_frames
+from fastapi_http_client.redaction import redact_request, without_frames
 from fastapi_http_client.redirects import HARMLESS, Redirects
 from fastapi_http_client.retry import RetryMiddleware, is_replayable
 from fastapi_http_client.server_limit import ServerLimit
@@ -216,8 +216,9 @@ class OwnCopy:
             response = await call_next(copy)
         except HTTPClientError as error:
             error.request = request
-            if isinstance(error.__cause__, httpx.RequestError):
-                error.__cause__.request = request
+            cause = error.__cause__
+            if isinstance(cause, httpx.RequestError) and not isinstance(cause, HTTPClientError):
+                cause.request = request  # and not that of another client's call, whose response was our body
             raise
         response.request = request
         return response
@@ -280,10 +281,11 @@ class CircuitBreaking:
                 response.stream.when_done(functools.partial(self._record_body, request.extensions.pop(_TICKET)))
             return response
         except HTTPRequestError as error:
-            outcome = outcome_of_error(error)
+            if Call.of(request).home:  # and not one of an auth flow to somebody else
+                outcome = outcome_of_error(error)
             raise
         except asyncio.CancelledError:
-            if Call.of(request).hung:
+            if Call.of(request).hung and Call.of(request).home:
                 outcome = Outcome.FAILURE
             raise
         finally:
@@ -335,7 +337,7 @@ def outcome_of(status: int) -> Outcome:
 
 def outcome_of_error(error: HTTPRequestError) -> Outcome:
     """No response is a failure, unless it was our doing: a bad request, a full pool, a call that ran out of time."""
-    if isinstance(error, HTTPTimeoutError) and error.phase in ("pool", "total"):
+    if error._is_ours or (isinstance(error, HTTPTimeoutError) and error.phase in ("pool", "total")):
         return Outcome.IGNORED
     if error.transient:
         return Outcome.FAILURE
@@ -444,14 +446,17 @@ class Authentication:
         replayable = is_replayable(request)  # asked before, for a mock may read the body and leave it with the request
         response = await call_next(request)
         if response.status_code != 401:
+            auth.accept(token)
             return response
-        auth.reject(token)
-        if not replayable:
+        if not auth.reject(token) or not replayable:
             return response
         await response.aclose()
         token = await self._token(auth)
         request.headers["Authorization"] = f"Bearer {token.get_secret_value()}"
-        return await call_next(request)
+        response = await call_next(request)
+        if response.status_code != 401:
+            auth.accept(token)
+        return response
 
     async def _token(self, auth: OAuth2ClientCredentials) -> SecretStr:
         if self._fetch is None:
@@ -462,12 +467,15 @@ class Authentication:
         """Any other `httpx.Auth`, by httpx's own protocol: the flow sees each response and may ask for one more."""
         if auth.requires_request_body:
             await request.aread()
+        call = Call.of(request)
         signed = request
         flow = auth.async_auth_flow(request)
         try:
             request = await anext(flow)
             history: list[httpx.Response] = []
             while True:
+                # The flow may ask an identity provider elsewhere: with what it writes itself, and nothing of ours.
+                call.home = origin(request.url) in call.origins
                 response = await call_next(_in_place_of(signed, request))
                 response.history = [*history]
                 try:
@@ -480,6 +488,7 @@ class Authentication:
                     await response.aclose()
                     raise
                 await response.aclose()
+                response.request = redact_request(response.request)  # as it was sent, but for the credential
                 history.append(response)
                 request = following
         finally:
@@ -503,9 +512,9 @@ class AttemptTimeout:
         try:
             async with scope:
                 return await call_next(request)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as cancelled:
             # The limit of the whole call, when it is no longer than this one, strikes first.
-            call.hung = has_hung(SYSTEM_CLOCK.monotonic() - began, limit)
+            call.hung = has_hung(SYSTEM_CLOCK.monotonic() - began, limit, call, cancelled)
             raise
         except TimeoutError as error:
             if not scope.expired():
@@ -516,24 +525,37 @@ class AttemptTimeout:
 HAIR = 0.03  # seconds: more than the engine needs to notice that a limit has passed
 
 
-def has_hung(took: float, limit: float | None) -> bool:
-    """Whether an attempt that was cut off after so many seconds had used up its own limit too: the upstream's doing."""
-    return limit is not None and took >= limit - HAIR
+def has_hung(took: float, limit: float | None, call: Call, cut_off: BaseException) -> bool:
+    """Whether the upstream has had the whole time of an attempt that was cut off after so many seconds.
+
+    Not when a part of it went by while the attempt waited for the caller's body, for a hook or for a connection.
+    """
+    if limit is None or call.waits_for_body or call.resends == call.resends_before:
+        return False
+    facts = facts_of_cut_off(cut_off)
+    if facts is not None and facts.request_sent:
+        took = min(took, facts.lasted)
+    return took >= limit - HAIR
 
 
 def attempt_timeout(request: httpx.Request, limit: float, cut_off: Exception) -> HTTPTimeoutError:
     """The error for an attempt that took longer than `limit` seconds; `cut_off` says what it was doing then."""
     call = Call.of(request)
-    unsent = was_never_sent(cut_off)  # it was still connecting, after a wait for the pool, say
-    what = "could not connect" if unsent else "no complete response"
-    return HTTPTimeoutError(
+    connecting = was_never_sent(cut_off)  # after a wait for the pool, say
+    unsent = connecting or call.resends == call.resends_before
+    what = "could not connect" if connecting else "not sent" if unsent else "no complete response"
+    if call.waits_for_body:
+        what = "its own body was not complete"
+    late = HTTPTimeoutError(
         described(request, f"{what} within {limit:g} s"),
-        phase="connect" if unsent else "attempt",
+        phase="connect" if connecting else "attempt",
         request=request,
         client=call.client_name,
         attempts=call.attempts,
         may_have_run=not unsent,
     )
+    late._is_ours = not connecting and not has_hung(limit, limit, call, cut_off)
+    return late
 
 
 def attempt_limit(request: httpx.Request) -> float | None:
@@ -568,9 +590,10 @@ TOKEN_RETRY = RetryPolicy(
 
 def build_token_pipeline(client: AsyncHTTPClient) -> Fetch:
     """What fetches a token: retried, timed and traced like a call, without limiter, breaker and middlewares."""
+    budget = RetryBudget(client.config.retry_budget)  # of its own: it is another upstream
     handler = fold(
         [
-            UserMiddleware(RetryMiddleware(TOKEN_RETRY), client),
+            UserMiddleware(RetryMiddleware(TOKEN_RETRY, budget), client),
             OwnCopy(client),
             Authentication(client),
             ClientSpan(client.name),

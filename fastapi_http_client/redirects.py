@@ -54,7 +54,7 @@ class Redirects:
                     attempts=call.attempts,
                     client=call.client_name,
                 ) from httpx.TooManyRedirects("Exceeded maximum allowed redirects.")
-            if self._cookies is not None and origin(following.url) == origin(request.url):
+            if self._cookies is not None and origin(following.url) in {origin(request.url), *call.origins}:
                 following.headers.pop("cookie", None)
                 self._cookies.set_cookie_header(following)
             history.append(response)

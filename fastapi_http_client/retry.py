@@ -27,7 +27,7 @@ from fastapi_http_client.errors import (
 from fastapi_http_client.exchange import described
 from fastapi_http_client.middleware import Middleware
 from fastapi_http_client.models import HTTPResponse, copy_request, retry_after
-from fastapi_http_client.policies.retry import NON_IDEMPOTENT, Exposure, RetryPolicy
+from fastapi_http_client.policies.retry import NON_IDEMPOTENT, Exposure, RetryBudget, RetryPolicy
 from fastapi_http_client.telemetry import report_retry
 
 if TYPE_CHECKING:
@@ -43,15 +43,17 @@ class RetryMiddleware(Middleware):
 
     Every client has one already, inside all other middlewares. Put one into `middlewares` to choose its place: what
     stands behind it in the list then runs once for each attempt. A client has never two. `policy` replaces the options
-    of the client.
+    of the client, `budget` its budget.
     """
 
-    def __init__(self, policy: RetryPolicy | None = None) -> None:
+    def __init__(self, policy: RetryPolicy | None = None, budget: RetryBudget | None = None) -> None:
         self._policy = policy
+        self._budget = budget
 
     async def handle(self, request: httpx.Request, client: AsyncHTTPClient, call_next: Handler) -> HTTPResponse:
         call = Call.of(request)
         policy = self._policy or client.retry_policy
+        budget = client.retry_budget if self._budget is None else self._budget
         most = policy.attempts if call.retry else 1
         if client.config.idempotency_keys and request.method in NON_IDEMPOTENT:
             request = _with_key(request, call)
@@ -77,7 +79,7 @@ class RetryMiddleware(Middleware):
             call.attempt_began = None
             exposure = _exposure(error) if response is None else policy.exposure_of(response.status_code)
             if status is not None and status < 500 and status != 429 and exposure is Exposure.FINAL:
-                client.retry_budget.earn()
+                budget.earn()
 
             may_repeat = (
                 most > 1
@@ -100,7 +102,7 @@ class RetryMiddleware(Middleware):
                     await _raise_too_long(request, call, response, asked)
                 return await _outcome(call, response, error)
             delay = max(delay, asked or 0.0)
-            if not call.fits(delay) or not client.retry_budget.spend():
+            if not call.fits(delay) or not budget.spend():
                 return await _outcome(call, response, error)
             if response is not None:
                 await response.aclose()

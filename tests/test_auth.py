@@ -19,8 +19,11 @@ from pydantic import SecretStr
 from fastapi_http_client.auth import APIKeyAuth, BasicAuth, BearerAuth, build_auth
 from fastapi_http_client.client import AsyncHTTPClient
 from fastapi_http_client.config import ClientConfig
+from fastapi_http_client.context import RequestContext, bind, unbind
 from fastapi_http_client.errors import AuthenticationError, ConfigurationError, HTTPRequestError
 from fastapi_http_client.oauth2 import OAuth2ClientCredentials
+from fastapi_http_client.policies.circuit_breaker import CircuitState
+from tests.hostile.upstream import HostileUpstream
 from tests.scripted import Script, client_of
 
 CANARY = "c4n4ry-s3cret"
@@ -503,3 +506,58 @@ async def test_the_middle_of_a_stream_shows_no_credential_either(upstream: Any) 
                     await response.aread()
             assert CANARY not in f"{caught.value} {caught.value.request.url} {response.request.url}"
     assert len(upstream.search(CANARY)) == 2
+
+
+class AsksElsewhere(httpx.Auth):
+    """A flow that asks an identity provider at another origin for each token."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        yield httpx.Request("POST", self.url)
+        request.headers["Authorization"] = f"Bearer {CANARY}"
+        yield request
+
+
+@pytest.mark.parametrize("hooks", [0, 1])
+async def test_a_flow_may_ask_elsewhere_and_takes_nothing_of_ours_there(upstream: HostileUpstream, hooks: int) -> None:
+    async def hook(request: httpx.Request) -> None: ...
+
+    config = ClientConfig(propagation="internal", propagate_headers=["x-user"])
+    auth = AsksElsewhere(upstream.url("/echo", "other"))
+    context = RequestContext("request-1", headers=[(b"x-user", b"ann"), (b"baggage", b"a=1")])
+    token = bind(context)
+    try:
+        async with AsyncHTTPClient(
+            upstream.url(), config=config, auth=auth, event_hooks={"request": [hook] * hooks}
+        ) as client:
+            response = await client.get("/echo")
+    finally:
+        unbind(token)
+    assert response.json_data["headers_dict"]["x-user"] == "ann"
+    (elsewhere,) = response.history
+    sent = elsewhere.json()["headers_dict"]
+    assert not sent.keys() & {"x-user", "baggage", "x-request-id", "x-request-timeout-ms", "traceparent"}
+    assert CANARY not in str(elsewhere.request.headers.raw) + str(response.request.headers.raw)
+
+
+async def test_an_identity_provider_that_is_down_is_no_failure_of_the_api(upstream: HostileUpstream) -> None:
+    config = ClientConfig(enable_circuit_breaker=True, circuit_breaker_failure_threshold=1, retry_attempts=1)
+    async with AsyncHTTPClient(upstream.url(), config=config, auth=AsksElsewhere("http://127.0.0.1:1/")) as client:
+        with pytest.raises(HTTPRequestError):
+            await client.get("/ok")
+        assert client.circuit_breaker is not None
+        assert client.circuit_breaker.state is CircuitState.CLOSED
+
+
+async def test_the_challenges_that_a_flow_has_answered_show_no_credential(upstream: HostileUpstream) -> None:
+    class Twice(httpx.Auth):
+        def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+            request.headers["Authorization"] = CANARY
+            yield request
+            yield request
+
+    async with AsyncHTTPClient(upstream.url(), auth=Twice()) as client:
+        (first,) = (await client.get("/ok")).history
+    assert first.request.headers["authorization"] == "[redacted]"

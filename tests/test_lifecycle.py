@@ -27,6 +27,7 @@ from fastapi_http_client.oauth2 import OAuth2ClientCredentials
 from fastapi_http_client.rate_limiter import TokenBucketRateLimiter
 from tests.faults import NOISE, nothing_left
 from tests.hostile.upstream import HostileUpstream
+from tests.scripted import Script, Stream, client_of
 
 
 def offline(**options: Any) -> AsyncHTTPClient:
@@ -511,3 +512,52 @@ async def test_an_endless_upload_ends_with_the_client(upstream: HostileUpstream)
         await client.aclose()
         with pytest.raises(HTTPRequestError):
             await call
+
+
+@pytest.mark.parametrize("replace", [False, True])
+async def test_a_drain_waits_for_a_stream_that_a_middleware_has_wrapped(replace: bool) -> None:
+    class Wrapping(Middleware):
+        async def process_response(self, response: HTTPResponse, request: HTTPRequest) -> HTTPResponse:
+            if replace:
+                return httpx.Response(200, stream=Stream(b"of", b"mine"))  # type: ignore[return-value]
+            response.stream = Wrapped(response.stream)
+            return response
+
+    class Wrapped(httpx.AsyncByteStream):
+        def __init__(self, stream: Any) -> None:
+            self._stream = stream
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            async for part in self._stream:
+                yield part
+
+        async def aclose(self) -> None:
+            await self._stream.aclose()
+
+    client = client_of(Script(httpx.Response(200, stream=Stream(b"a", b"b"))), options={"middlewares": [Wrapping()]})
+    async with client.stream("GET", "/") as response:
+        assert client.lifecycle.in_flight == 1
+        draining = asyncio.create_task(client.drain(5))
+        await asyncio.sleep(0.01)
+        assert not draining.done()
+        assert await response.aread() in (b"ab", b"ofmine")
+        await asyncio.wait_for(draining, 1)
+    assert client.lifecycle.in_flight == 0
+
+
+async def test_a_second_close_waits_for_the_first() -> None:
+    closed = []
+
+    class Slow(httpx.MockTransport):
+        async def aclose(self) -> None:
+            await asyncio.sleep(0.01)
+            closed.append(1)
+
+    client = AsyncHTTPClient("http://api.test", transport=Slow(lambda request: httpx.Response(200)))
+    first = asyncio.create_task(client.aclose())
+    await asyncio.sleep(0)
+    await client.aclose()
+    assert closed == [1]
+    await first
+    await client.aclose()
+    assert closed == [1]

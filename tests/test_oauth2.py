@@ -790,3 +790,49 @@ async def test_a_401_for_ever_is_two_requests_there_too() -> None:
     async with httpx.AsyncClient(transport=httpx.MockTransport(service), auth=credentials()) as client:
         assert (await client.get("https://api.test/")).status_code == 401
     assert len(service.calls) == 2
+
+
+async def test_an_api_that_refuses_every_token_costs_one_fetch_a_second_and_not_one_a_call() -> None:
+    service, clock = Service(), FakeClock()
+    service.revoked = {f"token-{number}" for number in range(100)}
+    client = client_of(service, clock=clock)
+    for _ in range(20):
+        assert (await client.get("/")).status_code == 401
+    assert len(service.asked) == 2
+    assert len(service.calls) == 21
+    await clock.sleep(1.0)
+    assert (await client.get("/")).status_code == 401
+    assert len(service.asked) == 3
+
+
+async def test_a_renewed_token_that_was_good_once_is_renewed_again() -> None:
+    service, clock = Service(), FakeClock()
+    client = client_of(service, clock=clock)
+    for _ in range(4):
+        assert (await client.get("/")).status_code == 200
+        service.revoke()
+    assert len(service.asked) == 4
+
+
+async def test_token_requests_do_not_spend_the_retries_of_the_api() -> None:
+    service = Service(*(httpx.Response(503) for _ in range(3)))
+    client = client_of(service, retry_budget=5)
+    with pytest.raises(AuthenticationError):
+        await client.get("/")
+    assert client.retry_budget.tokens == 5
+
+
+async def test_a_hook_that_fails_on_the_tokens_reply_fails_the_fetch() -> None:
+    async def hook(response: httpx.Response) -> None:
+        raise LookupError("a bug of the hook")
+
+    service = Service()
+    client = client_of(service)
+    client.event_hooks["response"].append(hook)
+    errors = await asyncio.gather(*(client.get("/") for _ in range(3)), return_exceptions=True)
+    assert [str(error).rpartition(": ")[2] for error in errors] == ["LookupError"] * 3
+    assert all(isinstance(error, AuthenticationError) for error in errors)
+    assert len({id(error) for error in errors}) == 3
+    with pytest.raises(AuthenticationError, match="a moment ago"):
+        await client.get("/")
+    assert len(service.asked) == 1

@@ -469,3 +469,23 @@ async def test_what_becomes_of_a_hop_to_another_origin_says_nothing_of_the_upstr
         with pytest.raises(HTTPRequestError):
             await client.get("/reset")
         assert client.circuit_breaker.state is CircuitState.OPEN
+
+
+async def test_a_kept_cookie_of_one_host_does_not_go_to_another_that_is_allowed(upstream: HostileUpstream) -> None:
+    other = upstream.url("", "other").replace("127.0.0.1", "localhost")
+    config = ClientConfig(follow_redirects=True, persist_cookies=True, allowed_origins=(other,))
+    async with AsyncHTTPClient(upstream.url(), config=config) as client:
+        await client.get("/cookie/login")
+        assert client.cookies
+        sent = (await client.get("/echo")).json_data["headers_dict"]
+        abroad = (await client.get("/redirect-to", params={"url": f"{other}/echo"})).json_data["headers_dict"]
+    assert "cookie" in sent
+    assert "cookie" not in abroad
+
+
+async def test_a_transport_that_gives_the_same_response_again_does_not_make_its_history_longer() -> None:
+    moved, there = httpx.Response(302, headers={"Location": "/there"}), httpx.Response(200)
+    transport = httpx.MockTransport(lambda request: there if request.url.path == "/there" else moved)
+    config = ClientConfig(follow_redirects=True)
+    async with AsyncHTTPClient("http://api.test", config=config, transport=transport) as client:
+        assert [len((await client.get("/")).history) for _ in range(3)] == [1, 1, 1]

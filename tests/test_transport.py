@@ -6,7 +6,7 @@ import asyncio
 import socket
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -24,6 +24,8 @@ from fastapi_http_client.errors import (
     HTTPTimeoutError,
     RetryExhaustedError,
 )
+from fastapi_http_client.middleware import Middleware
+from fastapi_http_client.policies.circuit_breaker import CircuitState
 from tests.faults import NOISE, nothing_left
 from tests.hostile.certs import make_certs
 from tests.hostile.upstream import HostileUpstream, running
@@ -577,3 +579,84 @@ def test_a_proxy_of_the_environment_is_not_passed_over_by_an_engine_that_knows_n
     with pytest.raises(ConfigurationError, match="engine: 'asyncio' knows no proxies, and the environment names one"):
         AsyncHTTPClient("http://up.example", config=ClientConfig(engine="asyncio", trust_env=True))
     AsyncHTTPClient("http://up.example", config=ClientConfig(engine="asyncio"))
+
+
+# -- what is not the upstream's doing
+
+
+def guarded(upstream: HostileUpstream, **fields: Any) -> AsyncHTTPClient:
+    return a_client(upstream, enable_circuit_breaker=True, circuit_breaker_failure_threshold=1, **fields)
+
+
+async def test_a_body_that_comes_slowly_is_no_failure_of_the_upstream(upstream: HostileUpstream) -> None:
+    async def slow() -> AsyncIterator[bytes]:
+        yield b"a"
+        await asyncio.sleep(5)
+
+    async with guarded(upstream, timeout=0.05) as client:
+        with pytest.raises(HTTPTimeoutError, match=r"its own body was not complete within 0\.05 s"):
+            await client.put("/echo", content=slow())
+        assert client.circuit_breaker is not None
+        assert client.circuit_breaker.state is CircuitState.CLOSED
+        with pytest.raises(HTTPTimeoutError):
+            await client.get("/hang")
+        assert client.circuit_breaker.state is CircuitState.OPEN
+
+
+@pytest.mark.parametrize("error", [OSError("disk"), TimeoutError("own"), ValueError("v"), httpx.ReadError("another's")])
+async def test_a_body_that_fails_is_no_failure_of_the_upstream(upstream: HostileUpstream, error: Exception) -> None:
+    async def failing() -> AsyncIterator[bytes]:
+        yield b"a"
+        raise error
+
+    async with guarded(upstream) as client:
+        with pytest.raises(HTTPRequestError, match="the request's body failed") as caught:
+            await client.put("/echo", content=failing())
+        assert client.circuit_breaker is not None
+        assert client.circuit_breaker.state is CircuitState.CLOSED
+    assert caught.value.__cause__ is error
+    assert not caught.value.transient
+
+
+async def test_the_error_of_another_clients_stream_stays_that_clients(upstream: HostileUpstream) -> None:
+    async with a_client(upstream) as source, guarded(upstream) as client:
+        with pytest.raises(HTTPRequestError) as caught:
+            async with source.stream("GET", "/reset-mid-body") as response:
+                await client.put("/echo", content=response.aiter_bytes())
+        assert client.circuit_breaker is not None
+        assert client.circuit_breaker.state is CircuitState.CLOSED
+    assert caught.value.request.url.path == "/echo"
+    cause = caught.value.__cause__
+    assert isinstance(cause, HTTPRequestError)
+    assert cause.request.url.path == "/reset-mid-body"
+
+
+@pytest.mark.parametrize("middlewares", [[], [Middleware()]])
+async def test_waiting_for_our_own_full_pool_is_no_failure_of_the_upstream(
+    upstream: HostileUpstream, middlewares: list[Middleware]
+) -> None:
+    config = ClientConfig(
+        timeout=0.4, max_connections=1, retry_attempts=1,
+        enable_circuit_breaker=True, circuit_breaker_failure_threshold=1,
+    )  # fmt: skip
+    async with AsyncHTTPClient(upstream.url(), config=config, middlewares=middlewares) as client:
+        calls = (client.get("/slow?delay=0.25") for _ in range(4))
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert client.circuit_breaker is not None
+        assert client.circuit_breaker.state is CircuitState.CLOSED
+    phases = [result.phase if isinstance(result, HTTPTimeoutError) else "" for result in results]
+    assert phases.count("") >= 1
+    assert set(phases) <= {"", "attempt", "pool"}
+
+
+async def test_a_slow_request_hook_is_no_failure_of_the_upstream(upstream: HostileUpstream) -> None:
+    async def hook(request: httpx.Request) -> None:
+        await asyncio.sleep(5)
+
+    async with guarded(upstream, timeout=0.05) as client:
+        client.event_hooks["request"].append(hook)
+        with pytest.raises(HTTPTimeoutError, match=r"not sent within 0\.05 s") as caught:
+            await client.post("/ok")
+        assert client.circuit_breaker is not None
+        assert client.circuit_breaker.state is CircuitState.CLOSED
+    assert not caught.value.may_have_run

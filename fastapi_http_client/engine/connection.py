@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import httpx
 
+from fastapi_http_client.clock import SYSTEM_CLOCK
 from fastapi_http_client.engine.errors import (
     DeadlineExceededError,
     ExchangeFacts,
@@ -93,6 +94,8 @@ class Exchange:
         self.max_bytes = max_bytes
         self.end_by = end_by
         self.last = last
+        self._loop = connection.pool.loop
+        self._began = self._loop.time()
 
     # -- for the owner
 
@@ -124,12 +127,24 @@ class Exchange:
             async with contextlib.aclosing(request.pieces()) as pieces:
                 async for piece in pieces:
                     await self._drain()
+                    await self._hear()
                     if self._is_refused() or self.connection is None:
                         return
                     self.connection.write(piece)
         await self._drain()
         if not self._is_refused():
             self.sending = False
+
+    async def _hear(self) -> None:
+        """Let the loop read what has arrived before more is written.
+
+        A server that refuses an upload answers and closes. What is written after that makes the loop give the socket
+        up, with the answer unread; over TLS nobody else can decipher it (without, see `Connection._salvage`).
+        """
+        for _ in range(2):  # turns: the loop looks at its sockets after it has woken this task
+            if self.connection is None or self._is_refused() or not self.connection.has_unread():
+                return
+            await SYSTEM_CLOCK.sleep(0)
 
     async def _drain(self) -> None:
         while self.connection is not None and self.connection.write_paused and not self._is_refused():
@@ -268,6 +283,7 @@ class Exchange:
             request_sent=self.request_sent,
             response_started=self.response_started,
             connection_reused=self.connection_reused,
+            lasted=self._loop.time() - self._began,
         )
 
 
@@ -328,9 +344,13 @@ class Connection(asyncio.BufferedProtocol):
         The loop tells of an end with `connection_lost`, but not before the tasks that it runs first: a call that
         follows the last response at once would be sent into a connection that the peer has closed already.
         """
+        return self.transport is None or self.transport.is_closing() or self.has_unread()
+
+    def has_unread(self) -> bool:
+        """Whether something can be read from the socket that the event loop has not read yet."""
         transport = self.transport
-        if transport is None or transport.is_closing():
-            return True
+        if transport is None:
+            return False
         if self._is_readable is None:
             self._is_readable = _readability(transport.get_extra_info("socket"))
         return self._is_readable()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple, TypeVar
 
 import httpx
@@ -23,6 +24,8 @@ class ExchangeFacts(NamedTuple):
     """Whether any byte of a response was received."""
     connection_reused: bool
     """Whether the connection had carried another request before."""
+    lasted: float = math.inf
+    """Seconds that the exchange took, from when it was given its connection; infinite when nobody has measured."""
 
 
 NOTHING_SENT = ExchangeFacts(request_sent=False, response_started=False, connection_reused=False)

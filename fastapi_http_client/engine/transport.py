@@ -212,6 +212,7 @@ class AsyncioTransport(httpx.AsyncBaseTransport):
         exchange.abandon()
         if isinstance(error, httpx.RequestError):
             error.request = request
+        if isinstance(error, httpx.RequestError | asyncio.CancelledError):  # whoever has cancelled it may ask
             with_facts(error, exchange.facts())
 
 

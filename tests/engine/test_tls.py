@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import ssl
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -117,3 +122,47 @@ async def test_a_body_ended_by_the_end_of_the_connection(
     message = b"HTTP/1.1 200 OK\r\n\r\nuntil the end"
     async with serve(answer(message, then=close), ssl_context=server_context) as up:
         assert (await make_client(ssl_context=client_context).get(up.url())).text == "until the end"
+
+
+REFUSES_UPLOADS = """
+import socket, ssl, sys
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain(sys.argv[1])
+listener = socket.create_server(("127.0.0.1", 0))
+print(listener.getsockname()[1], flush=True)
+while True:
+    connection, _ = listener.accept()
+    try:
+        connection = context.wrap_socket(connection, server_side=True)
+        head = b""
+        while b"\\r\\n\\r\\n" not in head:
+            head += connection.recv(1000)
+        connection.sendall(b"HTTP/1.1 413 Too Large\\r\\nContent-Length: 3\\r\\n\\r\\nbig")
+    except OSError:
+        pass
+    connection.close()  # with most of the upload unread, so that what is still written is answered with a reset
+"""
+
+
+@pytest.fixture
+def refusing_url(authority: trustme.CA, tmp_path: Path) -> Iterator[str]:
+    """A server in another process, which our own work does not hold up."""
+    certificate = tmp_path / "server.pem"
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(certificate))
+    command = [sys.executable, "-c", REFUSES_UPLOADS, str(certificate)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        yield f"https://127.0.0.1:{int(server.stdout.readline())}/"
+        server.kill()
+
+
+async def test_an_early_refusal_of_an_upload_is_not_lost(
+    refusing_url: str, client_context: ssl.SSLContext, make_client: MakeClient
+) -> None:
+    statuses = []
+    async with make_client(ssl_context=client_context) as client:
+        for _ in range(20):
+            with contextlib.suppress(httpx.TransportError):  # the reset may come before we could read
+                statuses.append((await client.put(refusing_url, content=bytes(3_000_000))).status_code)
+    assert set(statuses) == {413}
+    assert len(statuses) >= 15
