@@ -35,6 +35,7 @@ class Call:
 
     # What most calls begin and end with, so that only what differs is set.
     deadline: float | None = None  # on the call's clock; None: no limit for the whole call
+    ends_with_request = False  # whether the deadline is that of the inbound request
     resends = 0  # requests already sent for this call: retries, redirects and 401 replays
     idempotency_key: str | None = None
     at_home = False  # whether its address is surely at home: a path below the client's base URL
@@ -80,7 +81,8 @@ class Call:
         if context is not None and context.deadline is not None:
             # On the system's clock, which in a test need not be the call's.
             of_request = now + context.deadline - SYSTEM_CLOCK.monotonic()
-            deadline = of_request if deadline is None else min(deadline, of_request)
+            if deadline is None or of_request < deadline:
+                deadline, self.ends_with_request = of_request, True
         self.deadline = deadline
         return None if deadline is None else deadline - now
 

@@ -16,6 +16,7 @@ from httpx import USE_CLIENT_DEFAULT
 from httpx._client import UseClientDefault
 from httpx._multipart import MultipartStream
 
+from fastapi_http_client import arguments
 from fastapi_http_client import transport as _transport
 from fastapi_http_client.auth import BasicAuth, CredentialAuth, build_auth
 from fastapi_http_client.call import OPTIONS, Call, origin
@@ -183,6 +184,13 @@ class AsyncHTTPClient(httpx.AsyncClient):
         self._fast_attempt = FastAttempt.of(self)
         self._take_base_url()
 
+    @property
+    def _follows_total(self) -> bool:
+        """Whether an attempt has the limit that it has because of the client's `total_timeout` only."""
+        config = self.config
+        is_adapted = config.total_timeout is not None and config.total_timeout == config.timeout
+        return is_adapted and "timeout" not in config.model_fields_set and self.timeout == timeout_of(config)
+
     def _take_base_url(self) -> None:
         """Join paths to the base URL, and keep credentials to its origin: again when it is set anew."""
         self._join = Joiner(self.base_url)
@@ -332,8 +340,25 @@ class AsyncHTTPClient(httpx.AsyncClient):
         Takes what httpx takes, and `path_params={}`, `retry=False`, `total_timeout=` (seconds for the whole call);
         `timeout=` also bounds each attempt. Raises the errors of this package only.
         """
-        request = self.build_request(method, url, **_with_options(build_options, retry, total_timeout))
+        request = self.build_request(method, url, **self._with_options(build_options, retry, total_timeout))
         return await self.send(request, auth=auth, follow_redirects=follow_redirects)
+
+    def _with_options(self, build_options: dict[str, Any], retry: bool, total_timeout: float | None) -> dict[str, Any]:
+        if retry is True and total_timeout is None:
+            return build_options
+        if not isinstance(retry, bool):
+            raise bad("retry", "must be True or False")
+        extensions = build_options.get("extensions") or {}
+        options = {"retry": retry, "total_timeout": total_timeout}
+        build_options = {**build_options, "extensions": {**extensions, OPTIONS: options}}
+        if total_timeout is not None:
+            problem = arguments.seconds("total_timeout", total_timeout)
+            if problem is not None:
+                raise bad(*problem)
+            if "timeout" not in build_options and self._follows_total:
+                default = ClientConfig.model_fields["timeout"].default
+                build_options["timeout"] = min(default, total_timeout)
+        return build_options
 
     @asynccontextmanager
     async def stream(
@@ -348,7 +373,7 @@ class AsyncHTTPClient(httpx.AsyncClient):
         **build_options: Any,
     ) -> AsyncIterator[HTTPResponse]:
         """Send a request and hand out the response before its body is read; the options are those of `request()`."""
-        request = self.build_request(method, url, **_with_options(build_options, retry, total_timeout))
+        request = self.build_request(method, url, **self._with_options(build_options, retry, total_timeout))
         response = await self.send(request, auth=auth, follow_redirects=follow_redirects, stream=True)
         try:
             yield response
@@ -553,18 +578,6 @@ def _refuse_injection(request: httpx.Request, cookies: Any) -> None:
             headers = getattr(field, "headers", {})  # of a file
             if any(_CONTROL.search(f"{name}{value}") for name, value in headers.items()):
                 raise _InjectionError("a part's header holds a control character")
-
-
-def _with_options(build_options: dict[str, Any], retry: bool, total_timeout: float | None) -> dict[str, Any]:
-    if retry is True and total_timeout is None:
-        return build_options
-    if not isinstance(retry, bool):
-        raise bad("retry", "must be True or False")
-    if total_timeout is not None and not (isinstance(total_timeout, int | float) and 0 < total_timeout < float("inf")):
-        raise bad("total_timeout", "must be a number of seconds above 0")
-    extensions = build_options.get("extensions") or {}
-    options = {"retry": retry, "total_timeout": total_timeout}
-    return {**build_options, "extensions": {**extensions, OPTIONS: options}}
 
 
 def _why_not(error: Exception) -> str:

@@ -139,6 +139,7 @@ class HTTPRequestError(HTTPClientError, httpx.TransportError):
     says whether the same request may fare better later; a bad address or header never does.
     """
 
+    _what = ""  # the message without the call that it is of
     _is_ours = False
     """Whether it was not the upstream that failed: the caller's body, a hook, the line for a connection."""
 
@@ -206,23 +207,13 @@ class RetryExhaustedError(HTTPClientError, httpx.HTTPError):
     ) -> RetryExhaustedError:
         """The error of the kind that the last cause asks for: also a RateLimitError, or what httpx would raise."""
         if last_response is not None and last_response.status_code == 429:
-            return _RateLimitExhaustedError(
-                message, last_response=last_response, last_error=last_error, retry_after=retry_after, **facts
+            limited: Any = _combined((RetryExhaustedError, RateLimitError))(
+                message, last_response=last_response, last_error=last_error, **facts
             )
+            limited.status_code, limited.response, limited.retry_after = 429, last_response, retry_after
+            return cast("RetryExhaustedError", limited)
         kind = also(RetryExhaustedError, type(last_error))
         return kind(message, last_response=last_response, last_error=last_error, **facts)
-
-
-class _RateLimitExhaustedError(RetryExhaustedError, RateLimitError):
-    """Exhausted on a 429: caught by `except RateLimitError` as well as by `except RetryExhaustedError`."""
-
-    def __init__(
-        self, message: str = "", *, last_response: httpx.Response, retry_after: float | None = None, **facts: Any
-    ) -> None:
-        RetryExhaustedError.__init__(self, message, last_response=last_response, **facts)
-        self.status_code = 429
-        self.response = last_response
-        self.retry_after = retry_after
 
 
 class CircuitBreakerOpenError(HTTPClientError, httpx.HTTPError):

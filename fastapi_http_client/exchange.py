@@ -324,10 +324,14 @@ def request_error(error: Exception, request: httpx.Request, what: str | None = N
         limit = (request.extensions.get("timeout") or {}).get(phase)
         within = "" if limit is None else f" within {limit:g} s"
         what = _WHAT[phase]
-        cls = also(HTTPTimeoutError, type(error))
-        return cls(described(request, f"{what}{within} ({kind})"), phase=phase, **facts)
-    message = described(request, what or (f"{kind}: {text}" if text else kind))
-    return also(HTTPRequestError, type(error))(message, **facts)
+        late = also(HTTPTimeoutError, type(error))(described(request, f"{what}{within} ({kind})"), phase=phase, **facts)
+        late._what = f"{what}{within}"
+        return late
+    failed = also(HTTPRequestError, type(error))(
+        described(request, what or (f"{kind}: {text}" if text else kind)), **facts
+    )
+    failed._what = what or text or kind
+    return failed
 
 
 def _phase(error: httpx.TimeoutException) -> TimeoutPhase:
@@ -358,6 +362,7 @@ def total_timeout(request: httpx.Request, cut_off: Exception | None = None) -> H
     unsent = cut_off is not None and was_never_sent(cut_off)
     now = call.clock.monotonic()
     spent = now - call.started
+    whose = "the time of the request that it serves" if call.ends_with_request else "the call's time (total_timeout)"
     attempts = call.attempts
     if call.attempt_began is not None and call.resends > call.resends_before:
         cut = TimeoutError("cut off by the limit of the whole call")
@@ -365,7 +370,7 @@ def total_timeout(request: httpx.Request, cut_off: Exception | None = None) -> H
     return HTTPTimeoutError(
         described(
             request,
-            f"the call's time is over after {spent:.2f} s and {len(call.attempts)} finished attempts",
+            f"{whose} is over after {spent:.2f} s and {len(call.attempts)} finished attempts",
             attempt=False,
         ),
         phase="total",

@@ -63,7 +63,8 @@ class Lifecycle:
         if self._loop is not None and self._loop is not running:
             raise ClientStateError(
                 f"{self._name}: this client belongs to another event loop, whose connections cannot be used here; "
-                "make one client for each loop (in tests: one for each test, or one loop for all)"
+                "make one client for each loop (in tests: one for each test, or one loop for all), and in a sync route "
+                "call anyio.from_thread.run(client.get, ...)"
             )
 
     def bind(self) -> None:

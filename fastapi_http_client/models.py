@@ -6,7 +6,7 @@ import codecs
 import functools
 import json
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 import httpx
 from httpx._decoders import ByteChunker
@@ -117,13 +117,18 @@ class HTTPResponse(httpx.Response):
             self._json_data = self.json()
         return self._json_data
 
-    def parse(self, type_: type[T]) -> T:
+    @overload
+    def parse(self, type_: type[T]) -> T: ...
+    @overload
+    def parse(self, type_: Any) -> Any: ...  # `int | None`, which no type checker takes for a `type`
+
+    def parse(self, type_: Any) -> Any:
         """The JSON body validated as `type_`: a pydantic model, a dataclass, `list[int]` …
 
         Raises `pydantic.ValidationError`.
         """
         try:
-            adapter: TypeAdapter[T] = _adapter(type_)  # type: ignore[arg-type]  # most types are hashable
+            adapter: TypeAdapter[Any] = _adapter(type_)  # most types are hashable
         except TypeError:
             adapter = TypeAdapter(type_)
         encoding = json.detect_encoding(self.content)

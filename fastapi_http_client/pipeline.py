@@ -554,6 +554,7 @@ def attempt_timeout(request: httpx.Request, limit: float, cut_off: Exception) ->
         attempts=call.attempts,
         may_have_run=not unsent,
     )
+    late._what = f"{what} within {limit:g} s"
     late._is_ours = not connecting and not has_hung(limit, limit, call, cut_off)
     return late
 

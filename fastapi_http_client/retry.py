@@ -221,7 +221,8 @@ async def _raise_exhausted(
     raise RetryExhaustedError.from_last(
         described(
             request,
-            f"all {len(call.attempts)} attempts failed in {spent:.2f} s, the last with {_cause(last.status, error)}",
+            f"all {len(call.attempts)} attempts failed in {spent:.2f} s, the last with {_cause(last.status, error)}"
+            f"{'' if error is None else f' ({error._what})'}",
             attempt=False,
         ),
         last_response=response,

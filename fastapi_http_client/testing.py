@@ -45,9 +45,13 @@ class MockNetwork:
         monkeypatch.setattr(transport, "create_transport", create_transport)
 
     async def _answer(self, request: httpx.Request) -> httpx.Response:
-        answer = await self.request(
-            request.method, str(request.url), headers=dict(request.headers), content=await request.aread()
-        )
+        content = await request.aread()
+        try:
+            answer = await self.request(
+                request.method, str(request.url), headers=dict(request.headers), content=content
+            )
+        except StopAsyncIteration:
+            raise AssertionError("mock_httpx.request has no more answers: its side_effect is used up") from None
         if not isinstance(answer, httpx.Response):
             raise TypeError(f"mock_httpx.request must give an httpx.Response, not {type(answer).__name__}")
         # A response is used up by the call that it answers: each call gets one of its own. Its body is decoded already.

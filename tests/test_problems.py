@@ -75,7 +75,6 @@ TABLE = [
         None,
     ),
     ("any other", HTTPClientError(CANARY, **FACTS), 502, "upstream-error", None),
-    ("a fault of ours", ConfigurationError(CANARY), 500, "internal-error", None),
 ]
 
 
@@ -140,11 +139,19 @@ def test_the_log_says_what_the_caller_is_not_told(caplog):
     )
 
 
-def test_a_fault_of_ours_is_logged_with_its_traceback(caplog):
-    TestClient(make_app(ConfigurationError("base_url: missing"))).get("/")
+def test_a_request_that_was_refused_before_it_was_sent_is_logged_with_its_traceback(caplog):
+    refused = HTTPRequestError("path_params has no 'id'", may_have_run=False, transient=False)
+    assert TestClient(make_app(refused)).get("/").status_code == 502
     (record,) = [record for record in caplog.records if record.name == "fastapi_http_client.problems"]
     assert record.levelno == logging.ERROR
     assert record.exc_info
+
+
+def test_a_mistake_of_ours_is_an_error_like_any_other():
+    app = make_app(ConfigurationError("the clients have not been started"))
+    with pytest.raises(ConfigurationError, match="have not been started"):
+        TestClient(app).get("/")
+    assert TestClient(app, raise_server_exceptions=False).get("/").status_code == 500
 
 
 # -- the user's own handlers -------------------------------------------------------------------------------------
@@ -200,7 +207,6 @@ def test_a_handler_for_everything_does_not_take_what_is_ours():
     [
         (CircuitBreakerOpenError(recovery_timeout=1), 1013),
         (HTTPRequestError(CANARY), 1014),
-        (ConfigurationError(CANARY), 1011),
     ],
 )
 def test_an_accepted_websocket_is_closed_with_a_code(error, code):

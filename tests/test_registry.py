@@ -283,8 +283,14 @@ async def test_an_error_that_is_no_configuration_error_passes_and_names_the_clie
     network.close_error = OSError("must not hide the cause")
     clients = HTTPClients()
     clients.add("a", transport=network)
-    clients.add("b", nonsense=3)  # type: ignore[call-arg]
-    with pytest.raises(TypeError, match="nonsense") as caught:
+
+    class Broken:
+        @property
+        def random(self) -> float:
+            raise LookupError("nonsense")
+
+    clients.add("b", random=Broken())
+    with pytest.raises(LookupError, match="nonsense") as caught:
         await clients.start()
     assert caught.value.__notes__ == ['while the client "b" was built']
     assert network.closed == 1
@@ -571,3 +577,15 @@ async def test_a_timeout_that_no_field_can_say_is_used_as_it_is() -> None:
     async with clients:
         assert clients["stream"].timeout == httpx.Timeout(10, read=None)
         assert "timeout = Timeout  (code)" in clients.explain()
+
+
+def test_an_option_that_there_is_not_is_refused_where_it_is_given() -> None:
+    with pytest.raises(TypeError, match=r"'totl_timeout'; did you mean total_timeout\?"):
+        HTTPClients().add("a", totl_timeout=3)  # type: ignore[call-arg]
+
+
+async def test_a_middleware_that_is_not_in_a_list_is_a_problem_of_the_start() -> None:
+    clients = HTTPClients()
+    clients.add("a", middlewares=Middleware())  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match=r'clients\["a"\]\.middlewares: must be a sequence of Middlewares'):
+        await clients.start()

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import io
 import logging
+import pickle
 from collections.abc import AsyncIterator, Iterator
 from email.utils import formatdate
 from typing import Any
@@ -919,3 +920,46 @@ async def test_a_connection_that_died_while_idle_costs_a_get_nothing(upstream: H
         response = await client.get("/count/g")
     assert response.status_code == 200
     assert isinstance(response, HTTPResponse)
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("/reset", "the last with "),
+        ("/hang", "(received nothing within 0.05 s)"),
+        ("/status/503", "the last with status 503"),
+    ],
+)
+async def test_an_exhausted_call_says_how_the_last_attempt_failed(
+    upstream: HostileUpstream, path: str, text: str
+) -> None:
+    config = ClientConfig(retry_attempts=2, retry_backoff_factor=0, timeout=0.05)
+    async with AsyncHTTPClient(upstream.url(), config=config) as client:
+        with pytest.raises(RetryExhaustedError) as caught:
+            await client.get(path)
+    assert text in str(caught.value)
+    assert path != "/reset" or "Error (" in str(caught.value)
+
+
+def test_the_class_of_an_exhausted_429_is_called_as_documented() -> None:
+    error = RetryExhaustedError.from_last(
+        "m", last_response=httpx.Response(429), last_error=None, retry_after=3.0, client="a"
+    )
+    assert type(error).__name__ == "RetryExhaustedError"
+    assert isinstance(error, RateLimitError)
+    assert (error.status_code, error.retry_after, error.client) == (429, 3.0, "a")
+    again = pickle.loads(pickle.dumps(error))
+    assert isinstance(again, RateLimitError)
+    assert (again.status_code, again.retry_after, str(again)) == (429, 3.0, "m")
+
+
+async def test_the_total_timeout_of_a_call_lengthens_an_attempt_that_only_followed_the_clients(
+    upstream: HostileUpstream,
+) -> None:
+    async with AsyncHTTPClient(upstream.url(), config=ClientConfig(total_timeout=0.05)) as client:
+        assert (await client.get("/slow?delay=0.1", total_timeout=5.0)).status_code == 200
+        with pytest.raises(HTTPTimeoutError, match=r"within 0\.02 s|0\.0. s and"):
+            await client.get("/hang", total_timeout=0.02)
+    async with AsyncHTTPClient(upstream.url(), config=ClientConfig(total_timeout=0.2, timeout=0.05)) as client:
+        with pytest.raises(HTTPTimeoutError):
+            await client.get("/hang", total_timeout=5.0, retry=False)

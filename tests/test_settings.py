@@ -705,6 +705,9 @@ def test_variables_that_may_have_been_meant_for_a_client_are_warned_about(
             "HTTP_CLENT__GITHUB__TIMEOUT": "5",
             "HTTPS_CLIENTS__GITHUB__COLOUR": "blue",
             "GRPC_CLIENT__GITHUB__TIMEOUT": "5",
+            "HTTP_CLIENT_STORE": "redis://localhost",
+            "HTTP_CLIENTS_STORE_PREFX": "x",
+            "MY_STORE": "redis://localhost",
         }
     )
     assert not settings.problems
@@ -715,6 +718,8 @@ def test_variables_that_may_have_been_meant_for_a_client_are_warned_about(
         "http_client_my_api_base_url is set and not read; was HTTP_CLIENT__MY_API__BASE_URL meant?",
         "HTTP_CLIENT_GITHUB_AUTH_TOKEN is set and not read; was HTTP_CLIENT__GITHUB__AUTH__TOKEN meant?",
         "HTTP_CLENT__GITHUB__TIMEOUT is set and not read; was HTTP_CLIENT__GITHUB__TIMEOUT meant?",
+        "HTTP_CLIENT_STORE is set and not read; was HTTP_CLIENTS_STORE meant?",
+        "HTTP_CLIENTS_STORE_PREFX is set and not read; was HTTP_CLIENTS_STORE_PREFIX meant?",
     ]
 
 
@@ -816,3 +821,24 @@ def test_a_client_has_one_name(name: str, normal: str) -> None:
 def test_a_name_that_no_variable_can_have_is_refused(name: Any) -> None:
     with pytest.raises(ConfigurationError, match="client"):
         client_name(name)
+
+
+@pytest.mark.parametrize(
+    ("variables", "problem"),
+    [
+        (
+            {"AUTH__TYPE": "bearer", "AUTH__TOKEN": "t", "AUTH__USERNAME": "u"},
+            "HTTP_CLIENT__A__AUTH__USERNAME: is no option of this type of auth; basic has it",
+        ),
+        ({"RETRIES": "3"}, "HTTP_CLIENT__A__RETRIES: unknown option, did you mean HTTP_CLIENT__A__RETRY_ATTEMPTS?"),
+        ({"URL": "http://x"}, "HTTP_CLIENT__A__URL: unknown option, did you mean HTTP_CLIENT__A__BASE_URL?"),
+        (
+            {"AUTH__TYPE": "bearer", "AUTH__TOKEN": "Bearer abc"},
+            'HTTP_CLIENT__A__AUTH__TOKEN: must be the token alone, without "Bearer " before it',
+        ),
+        ({"BASE_URL": "https://${HOST}/"}, "HTTP_CLIENT__A__BASE_URL: has a host with a character that no name has"),
+    ],
+)
+def test_a_usual_mistake_is_told_what_was_meant(load: Load, variables: dict[str, str], problem: str) -> None:
+    settings = load({f"HTTP_CLIENT__A__{option}": text for option, text in variables.items()})
+    assert problems(settings) == [problem]

@@ -8,7 +8,8 @@
 | `HTTPRequestError`                                              | 502    | upstream-unreachable                    |
 | `AuthenticationError`                                           | 502    | upstream-authentication                 |
 | `HTTPResponseError` and everything else                         | 502    | upstream-error                          |
-| `ConfigurationError`                                            | 500    | internal-error                          |
+
+A `ConfigurationError` is a mistake of this service and no problem of an upstream: it is raised on.
 
 The type URIs are names, not addresses, and do not change. What the upstream said, and who it is, stays in the log.
 """
@@ -99,15 +100,11 @@ UPSTREAM_ERROR = Kind(
     "A service that this one depends on answered with an error.",
     1014,
 )
-INTERNAL = Kind(500, "internal-error", "Internal server error", "This service is not set up correctly.", 1011)
-
 _KINDS = (CIRCUIT_OPEN, RATE_LIMITED, TIMEOUT, UNREACHABLE, AUTHENTICATION, UPSTREAM_ERROR)
 
 
 def kind_of(error: HTTPClientError) -> Kind:
     """The problem that an error is. An exhausted retry is that of its last cause."""
-    if isinstance(error, ConfigurationError):
-        return INTERNAL
     if isinstance(error, CircuitBreakerOpenError):
         return CIRCUIT_OPEN
     if isinstance(error, RateLimitError):
@@ -143,6 +140,8 @@ class ProblemResponses:
         handler = _handler_of_the_user(connection, error)
         if handler is not None:
             return await _called(handler, connection, error)
+        if isinstance(error, ConfigurationError):
+            raise error  # a mistake of this service, like any other exception: a 500, a traceback, and seen by tests
         kind = kind_of(error)
         _log(kind, error)
         response = self._response(kind, error)
@@ -203,10 +202,11 @@ def _documented(status: int, kinds: list[Kind]) -> dict[str, Any]:
 
 def _log(kind: Kind, error: HTTPClientError) -> None:
     message = printable(str(error), 1000)
-    if kind is INTERNAL:
-        _logger.error("answering %d: %s", kind.status, message, exc_info=error)
+    line = "answering %d (%s): %s: %s", kind.status, kind.name, type(error).__name__, message
+    if isinstance(error, HTTPRequestError) and not error.may_have_run and not error.transient:
+        _logger.error(*line, exc_info=error)  # it was refused before it was sent: where in this service is the question
     else:
-        _logger.warning("answering %d (%s): %s: %s", kind.status, kind.name, type(error).__name__, message)
+        _logger.warning(*line)
 
 
 def _handler_of_the_user(connection: HTTPConnection, error: HTTPClientError) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -31,6 +31,7 @@ from fastapi_http_client.settings.variables import (
     STORE_PROCESSES,
     checked_prefix,
     client_name,
+    closest,
     normalise,
 )
 
@@ -147,6 +148,11 @@ class HTTPClients:
             raise ConfigurationError(f'client "{name}": declared twice (as "{self._declared[normal].name}" before)')
         if config is not None and not isinstance(config, ClientConfig):
             raise ConfigurationError(f'client "{name}": config must be a ClientConfig, not {type(config).__name__}')
+        unknown = httpx_options.keys() - HTTPXOptions.__annotations__.keys() - ClientConfig.model_fields.keys()
+        if unknown:
+            guess = closest(min(unknown), [*HTTPXOptions.__annotations__, *ClientConfig.model_fields])
+            question = f"; did you mean {guess}?" if guess else ""
+            raise TypeError(f"HTTPClients.add() got an unexpected keyword argument {min(unknown)!r}{question}")
         fields, options = _split(dict(httpx_options))
         fields = {**(fields_set(config) if config else {}), **fields}
         if base_url:
@@ -154,7 +160,7 @@ class HTTPClients:
         if auth is not None:
             fields["auth"] = auth
         arguments = {
-            "middlewares": tuple(middlewares),
+            "middlewares": tuple(middlewares) if isinstance(middlewares, Iterable) else middlewares,
             "rate_limiter": rate_limiter,
             "circuit_breaker": circuit_breaker,
             "transport": transport,

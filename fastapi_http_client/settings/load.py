@@ -34,6 +34,7 @@ from fastapi_http_client.settings.sections import (
 from fastapi_http_client.settings.variables import (
     AUTH_FIELDS,
     DEFAULT,
+    FIELDS_OF_AUTH,
     OPTIONS,
     SEPARATOR,
     STORE,
@@ -239,6 +240,10 @@ class _Reader:
         return {}
 
 
+def _types_with(field: str) -> str:
+    return " or ".join(kind for kind, fields in FIELDS_OF_AUTH.items() if field in fields)
+
+
 def _unknown_option(meant: str | None) -> str:
     return f"unknown option, did you mean {meant}?" if meant else "unknown option"
 
@@ -440,7 +445,10 @@ def located(problem: Problem, client: str, prefix: str, origins: Mapping[str, Or
         places = dict.fromkeys(origin.argument for origin in given.values())
         return Problem(", ".join(places) or variable(prefix, client), message)
     if message == "unknown option":
-        guess = closest(path.removeprefix("auth."), AUTH_FIELDS)
+        field = path.removeprefix("auth.")
+        if field in AUTH_FIELDS:
+            return Problem(origin.argument, f"is no option of this type of auth; {_types_with(field)} has it")
+        guess = closest(field, AUTH_FIELDS)
         if guess and SEPARATOR in origin.name and not origin.key:
             guess = f"{origin.name.rpartition(SEPARATOR)[0]}{SEPARATOR}{guess.upper()}"
         message = _unknown_option(guess)

@@ -23,11 +23,17 @@ STORE_PROCESSES = f"{STORE}_PROCESSES"
 SEPARATOR = "__"
 
 OPTIONS = tuple(ClientConfig.model_fields)
-AUTH_FIELDS = tuple(
-    dict.fromkeys(
-        field for model in (BearerConfig, APIKeyConfig, BasicConfig, OAuth2Config) for field in model.model_fields
-    )
-)
+FIELDS_OF_AUTH = {
+    model.model_fields["type"].default: tuple(model.model_fields)
+    for model in (BearerConfig, APIKeyConfig, BasicConfig, OAuth2Config)
+}
+AUTH_FIELDS = tuple(dict.fromkeys(field for fields in FIELDS_OF_AUTH.values() for field in fields))
+OTHER_WORDS = {
+    **dict.fromkeys(("retries", "max_retries", "retry_count", "max_attempts", "attempts"), "retry_attempts"),
+    **dict.fromkeys(("url", "host", "endpoint"), "base_url"),
+    **dict.fromkeys(("verify", "ssl_verify", "tls_verify"), "verify_ssl"),
+}
+"""What options are called elsewhere."""
 _NAME = re.compile(r"[^\W_]+(_[^\W_]+)*")
 
 
@@ -93,6 +99,8 @@ def meant_instead_of_option(prefix: str, client: str, path: Sequence[str]) -> st
         return variable(prefix, f"{client}_{path[0]}", *right)
     if client.endswith("_auth") and path[0] in AUTH_FIELDS:  # HTTP_CLIENT__GITHUB_AUTH__TOKEN
         return variable(prefix, client.removesuffix("_auth"), "auth", path[0])
+    if len(path) == 1 and path[0] in OTHER_WORDS:
+        return variable(prefix, client, OTHER_WORDS[path[0]])
     known: dict[str, tuple[str, ...]] = {option: (option,) for option in OPTIONS}
     known |= {f"auth{SEPARATOR}{field}": ("auth", field) for field in AUTH_FIELDS}
     guess = closest(SEPARATOR.join(path), known, cutoff=0.5)
@@ -135,6 +143,8 @@ def perhaps_meant(prefix: str, name: str, clients: Iterable[str]) -> str | None:
     """The variable of one of these clients that another one may have been meant for. It may be somebody else's too."""
     if near_miss(prefix, name, "") is not None:  # an error already
         return None
+    if normalise(name).startswith("http_client") and "store" in normalise(name):
+        return closest(name.upper(), [STORE, STORE_KEY, STORE_PREFIX, STORE_PROCESSES], cutoff=0.85)
     return _with_single_underscores(prefix, name, clients) or _with_misspelled_prefix(prefix, name)
 
 
