@@ -9,7 +9,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import httpx
 from httpx import USE_CLIENT_DEFAULT
@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     )
     from typing_extensions import Unpack
 
-    from fastapi_http_client.client_options import BodyOptions, HTTPXOptions, RequestOptions
+    from fastapi_http_client.client_options import BodyOptions, BuildOptions, HTTPXOptions, RequestOptions
 
 _NO_OPTIONS: Mapping[str, Any] = {}
 
@@ -333,7 +333,7 @@ class AsyncHTTPClient(httpx.AsyncClient):
         follow_redirects: Any = USE_CLIENT_DEFAULT,
         retry: bool = True,
         total_timeout: float | None = None,
-        **build_options: Any,
+        **build_options: Unpack[BuildOptions],
     ) -> HTTPResponse:
         """Send a request and read the response.
 
@@ -343,7 +343,8 @@ class AsyncHTTPClient(httpx.AsyncClient):
         request = self.build_request(method, url, **self._with_options(build_options, retry, total_timeout))
         return await self.send(request, auth=auth, follow_redirects=follow_redirects)
 
-    def _with_options(self, build_options: dict[str, Any], retry: bool, total_timeout: float | None) -> dict[str, Any]:
+    def _with_options(self, given: BuildOptions, retry: bool, total_timeout: float | None) -> dict[str, Any]:
+        build_options = cast("dict[str, Any]", given)
         if retry is True and total_timeout is None:
             return build_options
         if not isinstance(retry, bool):
@@ -370,7 +371,7 @@ class AsyncHTTPClient(httpx.AsyncClient):
         follow_redirects: Any = USE_CLIENT_DEFAULT,
         retry: bool = True,
         total_timeout: float | None = None,
-        **build_options: Any,
+        **build_options: Unpack[BuildOptions],
     ) -> AsyncIterator[HTTPResponse]:
         """Send a request and hand out the response before its body is read; the options are those of `request()`."""
         request = self.build_request(method, url, **self._with_options(build_options, retry, total_timeout))

@@ -59,28 +59,37 @@ class HTTPXOptions(TypedDict, total=False):
     default_encoding: str | Callable[[bytes], str]
 
 
-class RequestOptions(TypedDict, total=False):
-    """What every verb takes."""
+class PlainOptions(TypedDict, total=False):
+    """What any request can be built with."""
 
     params: QueryParamTypes | None
     path_params: Mapping[str, Any] | None
     headers: HeaderTypes | None
     cookies: CookieTypes | None
-    auth: AuthTypes | UseClientDefault | None
-    follow_redirects: bool | UseClientDefault
     timeout: TimeoutTypes | UseClientDefault
     extensions: Mapping[str, Any] | None
-    retry: bool
-    total_timeout: float | None
 
 
-class BodyOptions(RequestOptions, total=False):
-    """What the verbs with a body take too."""
+class BuildOptions(PlainOptions, total=False):
+    """What a request with a body can be built with."""
 
     content: RequestContent | None
     data: RequestData | None
     files: RequestFiles | None
     json: Any
+
+
+class RequestOptions(PlainOptions, total=False):
+    """What every verb takes."""
+
+    auth: AuthTypes | UseClientDefault | None
+    follow_redirects: bool | UseClientDefault
+    retry: bool
+    total_timeout: float | None
+
+
+class BodyOptions(RequestOptions, BuildOptions, total=False):
+    """What the verbs with a body take."""
 
 
 SHARED_FIELDS = frozenset(

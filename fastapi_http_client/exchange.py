@@ -290,7 +290,9 @@ def body_error(error: CallersBodyError, request: httpx.Request) -> HTTPRequestEr
     call = Call.of(request)
     progress = exchange_facts(error)
     kind, text = type(error.error).__name__, printable(str(error), 300)
-    failed = HTTPRequestError(
+    # Of a body that was read before, httpx's own class. No other: that of another client's call would mislead.
+    cls = also(HTTPRequestError, type(error.error)) if isinstance(error.error, httpx.StreamError) else HTTPRequestError
+    failed = cls(
         described(request, f"the request's body failed: {kind}{f': {text}' if text else ''}"),
         request=request,
         client=call.client_name,

@@ -76,6 +76,11 @@ async def verbs(client: AsyncHTTPClient) -> None:
     as_httpx: httpx.AsyncClient = client
     assert_type(await client.get("/x", params={"a": 1}, headers={"X": "y"}, timeout=3.0), HTTPResponse)
     assert_type(await client.options("/x"), HTTPResponse)
+    assert_type(await client.request("GET", "/x", retry=False, json={"a": 1}), HTTPResponse)
+    await client.request("GET", "/x", retrys=False)  # type: ignore[call-arg]
+    assert_type((await client.get("/x")).parse(list[int]), list[int])
+    anything: int | None = (await client.get("/x")).parse(int | None)
+    assert anything is None
     assert_type(await client.head("/x", follow_redirects=True), HTTPResponse)
     assert_type(await client.post("/x", json={"a": 1}, auth=("user", "password")), HTTPResponse)
     assert_type(await client.put("/x", content=b"x"), HTTPResponse)
