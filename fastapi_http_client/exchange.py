@@ -1,7 +1,7 @@
 """One request on the wire, one response back: the innermost part of the pipeline.
 
-It hands the request to the transport, reads the body unless the call is streamed, and turns whatever goes wrong into
-this package's errors. Nothing above it knows a transport; a faster engine replaces what is called here.
+It hands the request to the transport and reads the body unless the call is streamed; what goes wrong becomes one of
+this package's errors (`failures`). Nothing above it knows a transport; a faster engine replaces what is called here.
 """
 
 from __future__ import annotations
@@ -19,32 +19,24 @@ import httpx
 from fastapi_http_client.arguments import awaitable
 from fastapi_http_client.call import Call, origin
 from fastapi_http_client.clock import SYSTEM_CLOCK
-from fastapi_http_client.engine.errors import ExchangeFacts, ResponseTooLargeError, exchange_facts
+from fastapi_http_client.engine.errors import ResponseTooLargeError
 from fastapi_http_client.engine.request import check_head
-from fastapi_http_client.errors import Attempt, HTTPClientError, HTTPRequestError, HTTPTimeoutError, TimeoutPhase, also
+from fastapi_http_client.errors import HTTPClientError, HTTPRequestError
+from fastapi_http_client.failures import (
+    CallersBodyError,
+    body_error,
+    described,
+    failure,
+    request_error,
+    total_timeout,
+    without_secrets,
+)
 from fastapi_http_client.fast import header_names
 from fastapi_http_client.models import HTTPResponse, as_http_response
-from fastapi_http_client.redaction import printable, redact_url, without_frames
 from fastapi_http_client.transport import engine_of
 
 if TYPE_CHECKING:
     from fastapi_http_client.client import AsyncHTTPClient
-
-_PHASES: dict[type[httpx.TimeoutException], TimeoutPhase] = {
-    httpx.ConnectTimeout: "connect",
-    httpx.ReadTimeout: "read",
-    httpx.WriteTimeout: "write",
-    httpx.PoolTimeout: "pool",
-}
-_WHAT = {
-    "connect": "could not connect",
-    "read": "received nothing",
-    "write": "could not send",
-    "pool": "got no connection from the pool",
-}
-_NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
-_NEVER_SENT_AND_FINAL = (httpx.LocalProtocolError, httpx.UnsupportedProtocol, httpx.InvalidURL)
-_FINAL = (httpx.DecodingError, httpx.StreamError, ResponseTooLargeError)
 
 
 class ExchangeStep:
@@ -145,14 +137,6 @@ def _keep_cookies(kept: httpx.Cookies, response: httpx.Response) -> None:
         text = f"{cookie.name}={cookie.value}"
         if not (text.isascii() and text.isprintable()):
             kept.jar.clear(cookie.domain, cookie.path, cookie.name)
-
-
-class CallersBodyError(httpx.TransportError):
-    """What a transport sees when the caller's body has failed, which may be with the error of somebody else's call."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(str(error))
-        self.error = error  # httpcore2 would take a cause away
 
 
 class CallersBody(httpx.AsyncByteStream):
@@ -272,123 +256,3 @@ class Body(httpx.AsyncByteStream):
 
     def _close_late(self) -> None:
         self._closing = self._loop.create_task(self.aclose())
-
-
-def without_secrets(error: Exception) -> BaseException:
-    """A network's error without its frames. Any other keeps them: it comes from a bug, or from a test's mock."""
-    return without_frames(error) if isinstance(error, httpx.RequestError) else error
-
-
-def failure(error: Exception, request: httpx.Request, max_bytes: int | None) -> HTTPRequestError:
-    """The error of ours for what the exchange of a whole response came to."""
-    too_large = f"the response is larger than max_response_bytes ({max_bytes})"
-    return request_error(error, request, too_large if isinstance(error, ResponseTooLargeError) else None)
-
-
-def body_error(error: CallersBodyError, request: httpx.Request) -> HTTPRequestError:
-    """The error of ours for a body that its producer has failed to produce."""
-    call = Call.of(request)
-    progress = exchange_facts(error)
-    kind, text = type(error.error).__name__, printable(str(error), 300)
-    # Of a body that was read before, httpx's own class. No other: that of another client's call would mislead.
-    cls = also(HTTPRequestError, type(error.error)) if isinstance(error.error, httpx.StreamError) else HTTPRequestError
-    failed = cls(
-        described(request, f"the request's body failed: {kind}{f': {text}' if text else ''}"),
-        request=request,
-        client=call.client_name,
-        attempts=call.attempts,
-        may_have_run=progress is None or progress.request_sent,
-        transient=False,
-    )
-    failed._is_ours = True
-    return failed
-
-
-def request_error(error: Exception, request: httpx.Request, what: str | None = None) -> HTTPRequestError:
-    """The error of ours for what a transport raised; `what` says it better than the error itself."""
-    if isinstance(error, HTTPRequestError):
-        return error
-    call = Call.of(request)
-    progress = exchange_facts(error)  # the engine's; a body of the wrong length shows when some of it is sent already
-    facts: dict[str, Any] = {
-        "request": request,
-        "client": call.client_name,
-        "attempts": call.attempts,
-        "may_have_run": (progress is not None and progress.request_sent)
-        or not isinstance(error, (*_NEVER_SENT, *_NEVER_SENT_AND_FINAL, TypeError)),
-        "transient": isinstance(error, httpx.TransportError | OSError | asyncio.IncompleteReadError)
-        and not isinstance(error, (*_NEVER_SENT_AND_FINAL, *_FINAL)),
-    }
-    kind = type(error).__name__
-    text = printable(str(error), 300)
-    if isinstance(error, httpx.TimeoutException):
-        phase = _phase(error)
-        limit = (request.extensions.get("timeout") or {}).get(phase)
-        within = "" if limit is None else f" within {limit:g} s"
-        what = _WHAT[phase]
-        late = also(HTTPTimeoutError, type(error))(described(request, f"{what}{within} ({kind})"), phase=phase, **facts)
-        late._what = f"{what}{within}"
-        return late
-    failed = also(HTTPRequestError, type(error))(
-        described(request, what or (f"{kind}: {text}" if text else kind)), **facts
-    )
-    failed._what = what or text or kind
-    return failed
-
-
-def _phase(error: httpx.TimeoutException) -> TimeoutPhase:
-    for cls, phase in _PHASES.items():
-        if isinstance(error, cls):
-            return phase
-    return "read"
-
-
-def facts_of_cut_off(cut_off: BaseException) -> ExchangeFacts | None:
-    """What the transport has noted of an exchange that a limit of ours has cut off, if it is one that does."""
-    for error in (cut_off, cut_off.__cause__ or cut_off.__context__):  # Python 3.11.2 gives a timeout no cause
-        facts = None if error is None else exchange_facts(error)
-        if facts is not None:
-            return facts
-    return None
-
-
-def was_never_sent(cut_off: Exception) -> bool:
-    """Whether a limit of ours struck while a connection was still being opened."""
-    facts = facts_of_cut_off(cut_off)
-    return facts is not None and not facts.request_sent
-
-
-def total_timeout(request: httpx.Request, cut_off: Exception | None = None) -> HTTPTimeoutError:
-    """The error for a call that has used up the time it was given; `cut_off` says what it was doing then."""
-    call = Call.of(request)
-    unsent = cut_off is not None and was_never_sent(cut_off)
-    now = call.clock.monotonic()
-    spent = now - call.started
-    whose = "the time of the request that it serves" if call.ends_with_request else "the call's time (total_timeout)"
-    attempts = call.attempts
-    if call.attempt_began is not None and call.resends > call.resends_before:
-        cut = TimeoutError("cut off by the limit of the whole call")
-        attempts = [*attempts, Attempt(len(attempts) + 1, None, cut, now - call.attempt_began)]
-    return HTTPTimeoutError(
-        described(
-            request,
-            f"{whose} is over after {spent:.2f} s and {len(call.attempts)} finished attempts",
-            attempt=False,
-        ),
-        phase="total",
-        request=request,
-        client=call.client_name,
-        attempts=attempts,
-        may_have_run=call.resends > unsent,
-        transient=False,
-    )
-
-
-def described(request: httpx.Request, what: str, *, attempt: bool = True) -> str:
-    """A message that says which client, which request and what; with `attempt`, in which attempt and how late."""
-    call = Call.of(request)
-    who = f"{call.client_name}: " if call.client_name else ""
-    line = f"{who}{request.method} {redact_url(request.url, call.secret_params)}"
-    if attempt:
-        line += f", attempt {len(call.attempts) + 1}, after {call.clock.monotonic() - call.started:.2f} s"
-    return f"{line}: {what}"

@@ -27,17 +27,17 @@ from fastapi_http_client.engine.request import HeaderLines, OutgoingRequest, enc
 from fastapi_http_client.engine.response import received_response
 from fastapi_http_client.engine.transport import origin_key
 from fastapi_http_client.errors import HTTPRequestError
-from fastapi_http_client.exchange import failure, total_timeout, without_secrets
+from fastapi_http_client.failures import (
+    HAIR,
+    attempt_timeout,
+    failure,
+    has_hung,
+    total_timeout,
+    without_secrets,
+)
 from fastapi_http_client.fast import NO_BODY, PlainRequest, entries
 from fastapi_http_client.models import HTTPResponse
-from fastapi_http_client.pipeline import (
-    HAIR,
-    attempt_limit,
-    attempt_timeout,
-    has_hung,
-    outcome_of,
-    outcome_of_error,
-)
+from fastapi_http_client.pipeline import attempt_limit, outcome_of, outcome_of_error
 from fastapi_http_client.policies.circuit_breaker import Outcome
 from fastapi_http_client.policies.retry import NON_IDEMPOTENT
 from fastapi_http_client.propagation import Propagation

@@ -31,7 +31,8 @@ from fastapi_http_client.errors import (
     RateLimitError,
     of_call,
 )
-from fastapi_http_client.exchange import Body, described, facts_of_cut_off, total_timeout, was_never_sent
+from fastapi_http_client.exchange import Body
+from fastapi_http_client.failures import HAIR, attempt_timeout, described, has_hung, total_timeout
 from fastapi_http_client.fast import wire_copy
 from fastapi_http_client.middleware import Middleware
 from fastapi_http_client.models import HTTPResponse, as_http_response
@@ -520,43 +521,6 @@ class AttemptTimeout:
             if not scope.expired():
                 raise
             raise attempt_timeout(request, limit, error) from without_frames(error)
-
-
-HAIR = 0.03  # seconds: more than the engine needs to notice that a limit has passed
-
-
-def has_hung(took: float, limit: float | None, call: Call, cut_off: BaseException) -> bool:
-    """Whether the upstream has had the whole time of an attempt that was cut off after so many seconds.
-
-    Not when a part of it went by while the attempt waited for the caller's body, for a hook or for a connection.
-    """
-    if limit is None or call.waits_for_body or call.resends == call.resends_before:
-        return False
-    facts = facts_of_cut_off(cut_off)
-    if facts is not None and facts.request_sent:
-        took = min(took, facts.lasted)
-    return took >= limit - HAIR
-
-
-def attempt_timeout(request: httpx.Request, limit: float, cut_off: Exception) -> HTTPTimeoutError:
-    """The error for an attempt that took longer than `limit` seconds; `cut_off` says what it was doing then."""
-    call = Call.of(request)
-    connecting = was_never_sent(cut_off)  # after a wait for the pool, say
-    unsent = connecting or call.resends == call.resends_before
-    what = "could not connect" if connecting else "not sent" if unsent else "no complete response"
-    if call.waits_for_body:
-        what = "its own body was not complete"
-    late = HTTPTimeoutError(
-        described(request, f"{what} within {limit:g} s"),
-        phase="connect" if connecting else "attempt",
-        request=request,
-        client=call.client_name,
-        attempts=call.attempts,
-        may_have_run=not unsent,
-    )
-    late._what = f"{what} within {limit:g} s"
-    late._is_ours = not connecting and not has_hung(limit, limit, call, cut_off)
-    return late
 
 
 def attempt_limit(request: httpx.Request) -> float | None:

@@ -24,7 +24,7 @@ from fastapi_http_client.errors import (
     RateLimitError,
     RetryExhaustedError,
 )
-from fastapi_http_client.exchange import described
+from fastapi_http_client.failures import described
 from fastapi_http_client.middleware import Middleware
 from fastapi_http_client.models import HTTPResponse, copy_request, retry_after
 from fastapi_http_client.policies.retry import NON_IDEMPOTENT, Exposure, RetryBudget, RetryPolicy
