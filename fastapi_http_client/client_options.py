@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
 import ssl
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -37,59 +39,54 @@ if TYPE_CHECKING:
         TimeoutTypes,
     )
 
+    class HTTPXOptions(TypedDict, total=False):
+        """httpx's own constructor options; each wins over the field of `config` that says the same."""
 
-class HTTPXOptions(TypedDict, total=False):
-    """httpx's own constructor options; each wins over the field of `config` that says the same."""
+        params: QueryParamTypes | None
+        headers: HeaderTypes | None
+        cookies: CookieTypes | None
+        verify: ssl.SSLContext | str | bool
+        cert: CertTypes | None
+        http1: bool
+        http2: bool
+        proxy: ProxyTypes | None
+        mounts: Mapping[str, httpx.AsyncBaseTransport | None] | None
+        timeout: TimeoutTypes
+        follow_redirects: bool
+        limits: httpx.Limits
+        max_redirects: int
+        event_hooks: Mapping[str, list[Callable[..., Any]]] | None
+        trust_env: bool
+        default_encoding: str | Callable[[bytes], str]
 
-    params: QueryParamTypes | None
-    headers: HeaderTypes | None
-    cookies: CookieTypes | None
-    verify: ssl.SSLContext | str | bool
-    cert: CertTypes | None
-    http1: bool
-    http2: bool
-    proxy: ProxyTypes | None
-    mounts: Mapping[str, httpx.AsyncBaseTransport | None] | None
-    timeout: TimeoutTypes
-    follow_redirects: bool
-    limits: httpx.Limits
-    max_redirects: int
-    event_hooks: Mapping[str, list[Callable[..., Any]]] | None
-    trust_env: bool
-    default_encoding: str | Callable[[bytes], str]
+    class PlainOptions(TypedDict, total=False):
+        """What any request can be built with."""
 
+        params: QueryParamTypes | None
+        path_params: Mapping[str, Any] | None
+        headers: HeaderTypes | None
+        cookies: CookieTypes | None
+        timeout: TimeoutTypes | UseClientDefault
+        extensions: Mapping[str, Any] | None
 
-class PlainOptions(TypedDict, total=False):
-    """What any request can be built with."""
+    class BuildOptions(PlainOptions, total=False):
+        """What a request with a body can be built with."""
 
-    params: QueryParamTypes | None
-    path_params: Mapping[str, Any] | None
-    headers: HeaderTypes | None
-    cookies: CookieTypes | None
-    timeout: TimeoutTypes | UseClientDefault
-    extensions: Mapping[str, Any] | None
+        content: RequestContent | None
+        data: RequestData | None
+        files: RequestFiles | None
+        json: Any
 
+    class RequestOptions(PlainOptions, total=False):
+        """What every verb takes."""
 
-class BuildOptions(PlainOptions, total=False):
-    """What a request with a body can be built with."""
+        auth: AuthTypes | UseClientDefault | None
+        follow_redirects: bool | UseClientDefault
+        retry: bool
+        total_timeout: float | None
 
-    content: RequestContent | None
-    data: RequestData | None
-    files: RequestFiles | None
-    json: Any
-
-
-class RequestOptions(PlainOptions, total=False):
-    """What every verb takes."""
-
-    auth: AuthTypes | UseClientDefault | None
-    follow_redirects: bool | UseClientDefault
-    retry: bool
-    total_timeout: float | None
-
-
-class BodyOptions(RequestOptions, BuildOptions, total=False):
-    """What the verbs with a body take."""
+    class BodyOptions(RequestOptions, BuildOptions, total=False):
+        """What the verbs with a body take."""
 
 
 SHARED_FIELDS = frozenset(
@@ -103,6 +100,13 @@ SHARED_FIELDS = frozenset(
     }
 )
 """Fields of a config that belong to the pool, or to state that a client and its views share."""
+
+
+@functools.cache
+def option_names() -> frozenset[str]:
+    """The names of httpx's own constructor options, without those that are arguments of ours."""
+    names = inspect.signature(httpx.AsyncClient).parameters.keys()
+    return frozenset(names - {"auth", "base_url", "transport"})
 
 
 def bad(argument: str, what: str) -> ConfigurationError:
@@ -119,7 +123,7 @@ def check_arguments(
     clock: Any,
 ) -> None:
     """Raise `ConfigurationError` for an argument of a wrong kind, which httpx or a call would find out later."""
-    unknown = options.keys() - HTTPXOptions.__annotations__.keys()
+    unknown = options.keys() - option_names()
     if unknown:
         name = min(unknown)
         hint = f"; it is a field of ClientConfig: config=ClientConfig({name}=...)"

@@ -15,12 +15,13 @@ import httpx
 
 MASK = "[redacted]"
 
-_SECRET_NAME = re.compile(
+# Patterns are texts here: compiled when one is needed for the first time, and not by every import of the package.
+_SECRET_NAME = (
     r"passw|passphrase|secret|credential|cookie|authorization|signature|api_?key|access_?key|session_?id|jwt"
     r"|token(?!s|ize|_type|_url|_count)"
     r"|(?:^|_)(?:auth|pwd|pass|pin|otp|sid|sig|session)$|(?:^|(?<!idempotency)(?<!socket)_)key$"
 )
-_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|[-. +]")
+_CAMEL = r"(?<=[a-z0-9])(?=[A-Z])|[-. +]"
 
 _CONTROL = r"[\x00-\x1f\x7f-\x9f\u2028\u2029]"
 _MAX_TEXT = 500
@@ -39,7 +40,7 @@ def is_secret(name: str) -> bool:
     `accessToken`, `X-Vault-Token` and `DD-API-KEY` are; in doubt a harmless value is masked too. An `Idempotency-Key`
     is shown: it is what one looks for in a log.
     """
-    return _SECRET_NAME.search(_CAMEL.sub("_", name).lower()) is not None
+    return re.search(_SECRET_NAME, re.sub(_CAMEL, "_", name).lower()) is not None
 
 
 def redact_url(url: httpx.URL | str, extra_keys: Iterable[str] = ()) -> str:
@@ -74,12 +75,12 @@ def redact_headers(headers: Mapping[str, str], extra: Iterable[str] = ()) -> dic
     }
 
 
-_JSON_NAME = re.compile(r'"((?:[^"\\]|\\.)*)"\s*:\s*')
-_XML_NAME = re.compile(r"<([\w:.-]+)[^<>]*>")
-_TEXT_NAME = re.compile(r"(?<![\w-])([\w-]+)\s*[:=]\s*")
-_STRING = re.compile(r'"(?:[^"\\]|\\.)*(?:"|\Z)', re.DOTALL)
-_PLAIN = re.compile(r"[^,}\]\s]*")
-_REST = re.compile(r"[^&\r\n,;}<]*")
+_JSON_NAME = r'"((?:[^"\\]|\\.)*)"\s*:\s*'
+_XML_NAME = r"<([\w:.-]+)[^<>]*>"
+_TEXT_NAME = r"(?<![\w-])([\w-]+)\s*[:=]\s*"
+_STRING = r'(?s:"(?:[^"\\]|\\.)*(?:"|\Z))'
+_PLAIN = r"[^,}\]\s]*"
+_REST = r"[^&\r\n,;}<]*"
 
 
 def redact_text(text: str, content_type: str) -> str:
@@ -96,9 +97,10 @@ def redact_text(text: str, content_type: str) -> str:
     return _redact_values(text, _TEXT_NAME, _end_of_text, MASK)
 
 
-def _redact_values(text: str, names: re.Pattern[str], end_of: Callable[[str, int], int], mask: str) -> str:
+def _redact_values(text: str, names: str, end_of: Callable[[str, int], int], mask: str) -> str:
+    pattern = re.compile(names)
     parts, at = [], 0
-    while name := names.search(text, at):
+    while name := pattern.search(text, at):
         parts.append(text[at : name.end()])
         at = name.end()
         if is_secret(name[1]) and at < len(text):
@@ -133,8 +135,8 @@ def _end_of_text(text: str, at: int) -> int:
     return max(_end(_STRING, text, at), _end(_REST, text, at))
 
 
-def _end(pattern: re.Pattern[str], text: str, at: int) -> int:
-    match = pattern.match(text, at)
+def _end(pattern: str, text: str, at: int) -> int:
+    match = re.compile(pattern).match(text, at)
     return at if match is None else match.end()
 
 

@@ -16,7 +16,7 @@ import httpx
 from fastapi_http_client.arguments import bad_argument
 from fastapi_http_client.circuit_breaker import rules_of
 from fastapi_http_client.client import AsyncHTTPClient
-from fastapi_http_client.client_options import HTTPXOptions, as_fields
+from fastapi_http_client.client_options import as_fields, option_names
 from fastapi_http_client.config import ClientConfig
 from fastapi_http_client.edge.install import install
 from fastapi_http_client.edge.routes import STATE_KEY, client_references
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from typing import Self, Unpack
 
     from fastapi_http_client.circuit_breaker import CircuitBreaker
+    from fastapi_http_client.client_options import HTTPXOptions
     from fastapi_http_client.clock import Clock
     from fastapi_http_client.fleet import Fleet
     from fastapi_http_client.middleware import Middleware
@@ -148,9 +149,9 @@ class HTTPClients:
             raise ConfigurationError(f'client "{name}": declared twice (as "{self._declared[normal].name}" before)')
         if config is not None and not isinstance(config, ClientConfig):
             raise ConfigurationError(f'client "{name}": config must be a ClientConfig, not {type(config).__name__}')
-        unknown = httpx_options.keys() - HTTPXOptions.__annotations__.keys() - ClientConfig.model_fields.keys()
+        unknown = httpx_options.keys() - option_names() - ClientConfig.model_fields.keys()
         if unknown:
-            guess = closest(min(unknown), [*HTTPXOptions.__annotations__, *ClientConfig.model_fields])
+            guess = closest(min(unknown), [*option_names(), *ClientConfig.model_fields])
             question = f"; did you mean {guess}?" if guess else ""
             raise TypeError(f"HTTPClients.add() got an unexpected keyword argument {min(unknown)!r}{question}")
         fields, options = _split(dict(httpx_options))
@@ -396,7 +397,7 @@ def _split(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     rest: dict[str, Any] = {}
     for name, value in options.items():
         said = as_fields(name, value)
-        is_field = name in ClientConfig.model_fields and name not in HTTPXOptions.__annotations__
+        is_field = name in ClientConfig.model_fields and name not in option_names()
         if said is not None:
             fields |= said
         elif is_field or (name == "headers" and isinstance(value, Mapping)):
