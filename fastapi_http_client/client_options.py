@@ -223,8 +223,9 @@ def as_fields(option: str, value: Any) -> dict[str, Any] | None:
         case "timeout", int() | float():
             return {"timeout": value}
         case "timeout", httpx.Timeout(connect=float() | int() as connect, read=float() | int() as read):
-            same = read == value.write == value.pool and connect <= read
-            return {"timeout": read, "connect_timeout": connect} if same else None
+            if not read == value.write == value.pool or connect > read:
+                return None
+            return {"timeout": read} if connect == read else {"timeout": read, "connect_timeout": connect}
         case "limits", httpx.Limits(max_connections=most, max_keepalive_connections=idle, keepalive_expiry=expiry):
             most = 1_000_000 if most is None else most
             idle, expiry = most if idle is None else idle, 1e9 if expiry is None else expiry

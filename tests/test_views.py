@@ -224,3 +224,9 @@ def test_every_option_is_either_shared_or_of_a_view() -> None:
     }
     assert of_a_view.isdisjoint(SHARED_FIELDS)
     assert of_a_view | SHARED_FIELDS == ClientConfig.model_fields.keys()
+
+
+def test_a_timeout_object_is_replaced_by_that_of_a_view() -> None:
+    client = AsyncHTTPClient("https://api.example.com", timeout=httpx.Timeout(3))
+    assert client.config.timeout == 3.0
+    assert client.with_options(timeout=1.0).timeout == httpx.Timeout(1)
