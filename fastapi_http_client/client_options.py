@@ -102,10 +102,13 @@ SHARED_FIELDS = frozenset(
 """Fields of a config that belong to the pool, or to state that a client and its views share."""
 
 
+_HTTPX_CLIENT = httpx.AsyncClient  # itself, also where a test has put another class in its place
+
+
 @functools.cache
 def option_names() -> frozenset[str]:
     """The names of httpx's own constructor options, without those that are arguments of ours."""
-    names = inspect.signature(httpx.AsyncClient).parameters.keys()
+    names = inspect.signature(_HTTPX_CLIENT).parameters.keys()
     return frozenset(names - {"auth", "base_url", "transport"})
 
 
