@@ -139,7 +139,8 @@ class Exchange:
         """Let the loop read what has arrived before more is written.
 
         A server that refuses an upload answers and closes. What is written after that makes the loop give the socket
-        up, with the answer unread; over TLS nobody else can decipher it (without, see `Connection._salvage`).
+        up, with the answer unread; over TLS nobody else can decipher it (without, see `Connection._salvage`). A reset
+        that comes during the write itself still wins.
         """
         for _ in range(2):  # turns: the loop looks at its sockets after it has woken this task
             if self.connection is None or self._is_refused() or not self.connection.has_unread():
