@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import httpx
 from httpx import USE_CLIENT_DEFAULT
-from httpx._client import UseClientDefault
 from httpx._multipart import MultipartStream
 
 from fastapi_http_client import arguments
@@ -58,9 +57,7 @@ from fastapi_http_client.urls import InvalidURLError, Joiner, check_address, exp
 if TYPE_CHECKING:
     from typing import Self
 
-    from httpx._types import (
-        QueryParamTypes,
-    )
+    from httpx._types import QueryParamTypes
     from typing_extensions import Unpack
 
     from fastapi_http_client.client_options import BodyOptions, BuildOptions, HTTPXOptions, RequestOptions
@@ -293,8 +290,7 @@ class AsyncHTTPClient(httpx.AsyncClient):
                 url = expand(template, path_params)
             joined = self._join(url, template)
         except InvalidURLError as error:
-            message = f"{self.name or 'AsyncHTTPClient'}: {method} refused: {error.message}"
-            of_call(error, message=message, client=self.name)
+            self._complete(error, method)
             raise
         if "timeout" in rest:
             check_timeout(rest["timeout"])
@@ -353,9 +349,7 @@ class AsyncHTTPClient(httpx.AsyncClient):
         options = {"retry": retry, "total_timeout": total_timeout}
         build_options = {**build_options, "extensions": {**extensions, OPTIONS: options}}
         if total_timeout is not None:
-            problem = arguments.seconds("total_timeout", total_timeout)
-            if problem is not None:
-                raise bad(*problem)
+            arguments.check("AsyncHTTPClient", arguments.seconds("total_timeout", total_timeout))
             if "timeout" not in build_options and self._follows_total:
                 default = ClientConfig.model_fields["timeout"].default
                 build_options["timeout"] = min(default, total_timeout)
@@ -418,22 +412,22 @@ class AsyncHTTPClient(httpx.AsyncClient):
         if "timeout" not in request.extensions:
             request.extensions = {**request.extensions, "timeout": self.timeout.as_dict()}
         auth = self.auth if auth is USE_CLIENT_DEFAULT else build_auth(auth)
-        if not isinstance(follow_redirects, bool | UseClientDefault | None):
+        if follow_redirects is USE_CLIENT_DEFAULT:
+            follow_redirects = self.follow_redirects
+        elif follow_redirects is not None and not isinstance(follow_redirects, bool):
             raise bad("follow_redirects", "must be True or False")
         at_home = self._join.is_below(request.url)
         if not at_home:
             self._check_address(request)
-        if not at_home and request.url.userinfo:
-            auth = auth or BasicAuth(request.url.username, request.url.password)
-            request = _fresh(request)
-            request.url = request.url.copy_with(username=None, password=None)
+            if request.url.userinfo:
+                auth = auth or BasicAuth(request.url.username, request.url.password)
+                request = _fresh(request)
+                request.url = request.url.copy_with(username=None, password=None)
         call = self.new_call(
             request,
             stream=stream,
             auth=auth,
-            follow_redirects=self.follow_redirects
-            if follow_redirects is USE_CLIENT_DEFAULT
-            else bool(follow_redirects),
+            follow_redirects=bool(follow_redirects),
             **request.extensions.get(OPTIONS, _NO_OPTIONS),
         )
         call.attach(request)
@@ -475,9 +469,12 @@ class AsyncHTTPClient(httpx.AsyncClient):
             is_mounted = bool(self._mounts) and self._transport_for_url(url) is not self._transport
             check_address(url, any_scheme=is_mounted)
         except InvalidURLError as error:
-            message = f"{self.name or 'AsyncHTTPClient'}: {request.method} refused: {error.message}"
-            of_call(error, message=message, request=request, client=self.name)
+            self._complete(error, request.method, request)
             raise
+
+    def _complete(self, error: InvalidURLError, method: str, request: httpx.Request | None = None) -> None:
+        message = f"{self.name or 'AsyncHTTPClient'}: {method} refused: {error.message}"
+        of_call(error, message=message, request=request, client=self.name)
 
     def new_call(
         self,

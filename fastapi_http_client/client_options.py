@@ -128,10 +128,10 @@ def check_arguments(
     """Raise `ConfigurationError` for an argument of a wrong kind, which httpx or a call would find out later."""
     unknown = options.keys() - option_names()
     if unknown:
-        name = min(unknown)
-        hint = f"; it is a field of ClientConfig: config=ClientConfig({name}=...)"
-        hint = hint if name in ClientConfig.model_fields else ""
-        raise TypeError(f"AsyncHTTPClient() got an unexpected keyword argument {name!r}{hint}")
+        option = min(unknown)
+        is_field = option in ClientConfig.model_fields
+        hint = f"; it is a field of ClientConfig: config=ClientConfig({option}=...)" if is_field else ""
+        raise TypeError(f"AsyncHTTPClient() got an unexpected keyword argument {option!r}{hint}")
     for argument, value, kind in (
         ("name", name, str),
         ("rate_limiter", rate_limiter, TokenBucketRateLimiter),
@@ -285,7 +285,8 @@ def tls_context(config: ClientConfig, options: Mapping[str, Any]) -> ssl.SSLCont
         raise bad("verify", f"must be True, False, a file or an ssl.SSLContext, not {type(verify).__name__}")
     password = None
     if isinstance(cert, tuple) and len(cert) == 3:
-        *cert, password = cert
+        password = cert[2]
+        cert = cert[:2]
     files = as_fields("cert", tuple(cert) if isinstance(cert, list) else cert)
     if cert is not None and files is None:
         raise bad("cert", "must be a file, or a pair of a file and its key's, or these two and a password")

@@ -22,7 +22,7 @@ from pydantic import (
 from pydantic import field_validator as _field_validator
 from pydantic import model_validator as _model_validator
 
-from fastapi_http_client.arguments import refusal
+from fastapi_http_client.arguments import bad_argument, refusal
 from fastapi_http_client.errors import ConfigurationError, Problem
 from fastapi_http_client.redaction import redact_headers, redact_url
 
@@ -102,6 +102,11 @@ def is_host(host: bytes) -> bool:
     return re.fullmatch(rb"[A-Za-z0-9_.-]+|(?=[^%]*:)[0-9A-Fa-f:.]+(?:%[\w.~%-]+)?", host) is not None
 
 
+def is_port(port: int | None) -> bool:
+    """Whether a server can listen there; None is the scheme's own port."""
+    return port is None or 0 < port < 65536
+
+
 def _http_url(value: str) -> httpx.URL:
     try:
         url = httpx.URL(value)
@@ -113,7 +118,7 @@ def _http_url(value: str) -> httpx.URL:
         raise ValueError("has no host")
     if not is_host(url.raw_host):
         raise ValueError("has a host with a character that no name has")
-    if url.port is not None and not 0 < url.port < 65536:
+    if not is_port(url.port):
         raise ValueError("has a port that is not between 1 and 65535")
     return url
 
@@ -215,7 +220,7 @@ class _Model(BaseModel):
             raise refusal(type(self).__name__, *problems) from None
 
     def __setattr__(self, name: str, value: Any) -> None:
-        raise ConfigurationError(f"{type(self).__name__}: {name}: cannot be set: a configuration does not change")
+        raise bad_argument(type(self).__name__, name, "cannot be set: a configuration does not change")
 
     def __getstate__(self) -> NoReturn:
         raise TypeError(f"{type(self).__name__} may hold secrets, which must not be written down")

@@ -73,9 +73,10 @@ class ExchangeStep:
             # respx replaces this method of httpx; it also finds the transport of a mount.
             transport = client._transport_for_url(request.url)
             call.resends += 1
-            engine = None if call.stream or hooks["response"] else engine_of(transport, request)
+            engine = engine_of(transport, request)
             if engine is None:
                 check_head(request)
+            if engine is None or call.stream or hooks["response"]:
                 response = as_http_response(await transport.handle_async_request(request))
             else:
                 response = as_http_response(await engine.fetch(request, max_bytes=client.max_bytes))

@@ -92,9 +92,9 @@ def request_error(error: Exception, request: httpx.Request, what: str | None = N
         phase = _phase(error)
         limit = (request.extensions.get("timeout") or {}).get(phase)
         within = "" if limit is None else f" within {limit:g} s"
-        what = _WHAT[phase]
-        late = also(HTTPTimeoutError, type(error))(described(request, f"{what}{within} ({kind})"), phase=phase, **facts)
-        late._what = f"{what}{within}"
+        what = f"{_WHAT[phase]}{within}"
+        late = also(HTTPTimeoutError, type(error))(described(request, f"{what} ({kind})"), phase=phase, **facts)
+        late._what = what
         return late
     failed = also(HTTPRequestError, type(error))(
         described(request, what or (f"{kind}: {text}" if text else kind)), **facts
@@ -149,16 +149,17 @@ def attempt_timeout(request: httpx.Request, limit: float, cut_off: Exception) ->
     what = "could not connect" if connecting else "not sent" if unsent else "no complete response"
     if call.waits_for_body:
         what = "its own body was not complete"
+    what = f"{what} within {limit:g} s"
     late = HTTPTimeoutError(
-        described(request, f"{what} within {limit:g} s"),
+        described(request, what),
         phase="connect" if connecting else "attempt",
         request=request,
         client=call.client_name,
         attempts=call.attempts,
         may_have_run=not unsent,
     )
-    late._what = f"{what} within {limit:g} s"
-    late._is_ours = not connecting and not has_hung(limit, limit, call, cut_off)
+    late._what = what
+    late._is_ours = not has_hung(limit, limit, call, cut_off)
     return late
 
 

@@ -258,35 +258,37 @@ class CircuitBreaking:
         self._breaker = breaker
 
     async def __call__(self, request: httpx.Request, call_next: Handler) -> HTTPResponse:
-        breaker = self._breaker
         if not Call.of(request).home:
             return await call_next(request)
         try:
-            request.extensions[_TICKET] = breaker.admit(lease=lease(request, breaker))
+            request.extensions[_TICKET] = await self._admit(lease(request, self._breaker))
         except CircuitBreakerOpenError as error:
             raise _refused(error, request, str(error)) from None
         return await self._go_on(request, call_next)
 
+    async def _admit(self, seconds: float) -> Ticket:
+        return self._breaker.admit(lease=seconds)
+
     async def _go_on(self, request: httpx.Request, call_next: Handler) -> HTTPResponse:
-        breaker = self._breaker
+        breaker, call = self._breaker, Call.of(request)
         outcome = Outcome.IGNORED
         try:
             response = await call_next(request)
             outcome = outcome_of(response.status_code)
             if (
                 outcome is Outcome.SUCCESS
-                and Call.of(request).stream
+                and call.stream
                 and isinstance(response.stream, Body)
                 and breaker.state is not CircuitState.HALF_OPEN  # a probe's answer is enough, its body may never end
             ):
                 response.stream.when_done(functools.partial(self._record_body, request.extensions.pop(_TICKET)))
             return response
         except HTTPRequestError as error:
-            if Call.of(request).home:  # and not one of an auth flow to somebody else
+            if call.home:  # and not one of an auth flow to somebody else
                 outcome = outcome_of_error(error)
             raise
         except asyncio.CancelledError:
-            if Call.of(request).hung and Call.of(request).home:
+            if call.hung and call.home:
                 outcome = Outcome.FAILURE
             raise
         finally:
@@ -305,14 +307,8 @@ class FleetCircuitBreaking(CircuitBreaking):
         super().__init__(breaker)
         self._shared = breaker
 
-    async def __call__(self, request: httpx.Request, call_next: Handler) -> HTTPResponse:
-        if not Call.of(request).home:
-            return await call_next(request)
-        try:
-            request.extensions[_TICKET] = await self._shared.ask(lease=lease(request, self._shared))
-        except CircuitBreakerOpenError as error:
-            raise _refused(error, request, str(error)) from None
-        return await self._go_on(request, call_next)
+    async def _admit(self, seconds: float) -> Ticket:
+        return await self._shared.ask(lease=seconds)
 
 
 def circuit_breaking(breaker: CircuitBreaker) -> CircuitBreaking:

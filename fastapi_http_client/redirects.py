@@ -7,6 +7,7 @@ from urllib.parse import unquote_plus
 import httpx
 
 from fastapi_http_client.call import Call, Handler, origin
+from fastapi_http_client.config import is_port
 from fastapi_http_client.errors import HTTPRequestError, also
 from fastapi_http_client.models import HTTPResponse
 from fastapi_http_client.redaction import redact_url
@@ -125,7 +126,7 @@ def _target(request: httpx.Request, response: HTTPResponse) -> httpx.URL:
         url = request.url.join(httpx.URL(response.headers["location"])).copy_with(username=None, password=None)
         if url.fragment == "" and request.url.fragment:
             url = url.copy_with(fragment=request.url.fragment)
-        is_possible = bool(url.host) and (url.port is None or 0 < url.port < 65536)
+        is_possible = bool(url.host) and is_port(url.port)
     except Exception as error:  # httpx lets several kinds through: InvalidURL, IDNAError, UnicodeError, TypeError …
         raise _refused(request, "its Location is no valid address", httpx.RemoteProtocolError) from error
     if url.scheme not in ("http", "https") or not is_possible:

@@ -9,7 +9,7 @@ from urllib.parse import quote, unquote
 
 import httpx
 
-from fastapi_http_client.config import is_host
+from fastapi_http_client.config import is_host, is_port
 from fastapi_http_client.errors import HTTPRequestError, also
 from fastapi_http_client.fast import below
 from fastapi_http_client.redaction import printable, redact_url
@@ -109,7 +109,7 @@ def check_address(url: httpx.URL, *, any_scheme: bool) -> None:
         what = f"the URL's scheme must be http or https, not {printable(url.scheme, 50)!r}"
     elif not is_host(url.raw_host):
         what = "the URL's host holds a character that no name has"
-    elif url.port is not None and not 0 < url.port < 65536:
+    elif not is_port(url.port):
         what, kind = "the URL's port is not between 1 and 65535", httpx.ConnectError
     if what is not None:
         raise also(InvalidURLError, kind)(what)

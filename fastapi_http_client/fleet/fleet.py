@@ -65,7 +65,7 @@ class Fleet:
         try:
             await self.link.open()
         except BaseException:  # cancelled: nobody will close what has not started
-            await shielded(self.link.aclose())
+            await shielded(self.aclose())
             raise
 
     async def aclose(self) -> None:
