@@ -705,6 +705,8 @@ def test_variables_that_may_have_been_meant_for_a_client_are_warned_about(
             "HTTP_CLENT__GITHUB__TIMEOUT": "5",
             "HTTPS_CLIENTS__GITHUB__COLOUR": "blue",
             "GRPC_CLIENT__GITHUB__TIMEOUT": "5",
+            "HTTP_CLIENTS_STORE": "redis://localhost",
+            "HTTP_CLIENTS_STORE_PROCESSES": "4",
             "HTTP_CLIENT_STORE": "redis://localhost",
             "HTTP_CLIENTS_STORE_PREFX": "x",
             "MY_STORE": "redis://localhost",

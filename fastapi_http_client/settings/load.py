@@ -14,7 +14,7 @@ import importlib.util
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,7 @@ def _read_env_file(file: FilePath) -> _Layer:
     return _Layer(os.fspath(file), {name: text or "" for name, text in source.env_vars.items()})
 
 
-def _read_secrets(directory: FilePath, is_ours: Callable[[str], bool], problems: list[Problem]) -> _Layer:
+def _read_secrets(directory: FilePath, prefix: str, problems: list[Problem]) -> _Layer:
     """One variable a file, without the white space around it. Raises `OSError`.
 
     Only our own files are opened: such a directory also holds the key stores and certificates of others, which
@@ -99,7 +99,7 @@ def _read_secrets(directory: FilePath, is_ours: Callable[[str], bool], problems:
     for file in sorted(Path(directory).expanduser().iterdir()):
         try:
             if file.is_file():
-                secrets[file.name] = file.read_text("utf-8").strip() if is_ours(file.name) else None
+                secrets[file.name] = file.read_text("utf-8").strip() if _is_ours(file.name, prefix) else None
         except (OSError, UnicodeError) as error:
             problems.append(Problem(f"{file.name} ({SECRETS})", f"cannot be read ({type(error).__name__})"))
     return _Layer(SECRETS, secrets)
@@ -108,13 +108,10 @@ def _read_secrets(directory: FilePath, is_ours: Callable[[str], bool], problems:
 def _read_all(env_file: EnvFiles, secrets_dir: FilePath | None, prefix: str, problems: list[Problem]) -> list[_Layer]:
     """The places outside the code, the weakest first; of several .env files the last is the strongest."""
 
-    def is_ours(name: str) -> bool:
-        return normalise(name).startswith(normalise(prefix)) or _is_store(name)
-
     layers = []
     if secrets_dir is not None:
         try:
-            layers.append(_read_secrets(secrets_dir, is_ours, problems))
+            layers.append(_read_secrets(secrets_dir, prefix, problems))
         except OSError as error:
             what = f"{os.fspath(secrets_dir)} is no directory that can be read ({type(error).__name__})"
             problems.append(Problem("secrets_dir", what))
@@ -128,6 +125,10 @@ def _read_all(env_file: EnvFiles, secrets_dir: FilePath | None, prefix: str, pro
 
 
 _STORE_VARIABLES = {normalise(name): name for name in (STORE, STORE_KEY, STORE_PREFIX, STORE_PROCESSES)}
+
+
+def _is_ours(name: str, prefix: str) -> bool:
+    return normalise(name).startswith(normalise(prefix)) or _is_store(name)
 
 
 def _is_store(name: str) -> bool:
@@ -333,8 +334,7 @@ def load_settings(
         name: meant
         for layer in layers
         for name in layer.variables
-        if not normalise(name).startswith(normalise(prefix))
-        and (meant := perhaps_meant(prefix, name, names)) is not None
+        if not _is_ours(name, prefix) and (meant := perhaps_meant(prefix, name, names)) is not None
     }
     return Settings(prefix, clients, names, store.pop(STORE, None), tuple(dict.fromkeys(problems)), store, ignored)
 
