@@ -171,11 +171,11 @@ class OAuth2ClientCredentials(CredentialAuth):
         try:
             self.store(await fetch(self.token_request(), self._client))
         except Exception as error:
-            self._failure, self._ask_again_at = str(error), self._now() + FAILURE_PAUSE
-            if isinstance(error, AuthenticationError):
-                raise
-            self._failure = f"no token could be fetched: {type(error).__name__}"  # of a hook, say
-            raise AuthenticationError(self._failure) from error
+            failed = error
+            if not isinstance(error, AuthenticationError):  # of a hook, say
+                failed = AuthenticationError(f"no token could be fetched: {type(error).__name__}")
+            self._failure, self._ask_again_at = str(failed), self._now() + FAILURE_PAUSE
+            raise failed from (error.__cause__ if failed is error else error)
 
     def token_request(self) -> httpx.Request:
         """What is asked of the endpoint, without the client's own credential, which is put on a copy."""

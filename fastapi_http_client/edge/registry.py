@@ -182,7 +182,7 @@ class HTTPClients:
 
     def _find(self, name: str) -> AsyncHTTPClient:
         normal = client_name(name)
-        if self._phase != "running" or self._settings is None:
+        if not self.is_running or self._settings is None:
             state = {"new": "have not been started", "starting": "are still starting"}.get(self._phase, "are closed")
             raise ConfigurationError(f'client "{name}" cannot be used: the clients {state}; {HOW_TO_START}')
         if normal not in self._clients:
@@ -197,7 +197,7 @@ class HTTPClients:
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the running clients, sorted; when none is running, of those that code declares."""
-        return tuple(sorted(self._clients if self._phase == "running" else self._declared))
+        return tuple(sorted(self._clients if self.is_running else self._declared))
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and normalise(name) in self.names
@@ -209,13 +209,13 @@ class HTTPClients:
         """The settings of all clients with the origin of each value, secrets masked; read afresh when not running."""
         from fastapi_http_client.settings.explain import explain
 
-        settings = self._settings if self._phase == "running" and self._settings is not None else self._load()
+        settings = self._settings if self.is_running and self._settings is not None else self._load()
         given = {name: declared.shown() for name, declared in self._declared.items()}
         for name, client in settings.clients.items():
             if client.auth is not None:
                 given[name]["auth"] = _kinds(client.auth)
         pipelines = {name: client.pipeline for name, client in self._clients.items()}
-        text = explain(settings, given=given, pipelines=pipelines if self._phase == "running" else None)
+        text = explain(settings, given=given, pipelines=pipelines if self.is_running else None)
         if self._fleet is None:
             return text
         state = "in use" if self._fleet.is_up else "away: each process decides for itself"
@@ -255,7 +255,7 @@ class HTTPClients:
         Once begun it is carried to its end, even if it is cancelled. Does nothing when nothing is running. Raises an
         `ExceptionGroup` of what went wrong, after all clients were closed.
         """
-        if self._phase != "running":
+        if not self.is_running:
             return
         clients, self._clients = self._clients, {}
         self._phase = "closing"

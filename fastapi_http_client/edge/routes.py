@@ -29,23 +29,23 @@ def client_references(app: object, registry: object) -> Iterator[tuple[str, Clie
     `dependency_overrides` is left out, with everything that it would have needed, and so is a mounted app on which
     another registry was installed.
     """
-    return _in_app(app, "", {id(registry)})
+    return _in_app(app, "", registry, set())
 
 
-def _in_app(app: Any, prefix: str, seen: set[int]) -> Iterator[tuple[str, ClientReference]]:
+def _in_app(app: Any, prefix: str, registry: object, seen: set[int]) -> Iterator[tuple[str, ClientReference]]:
     while not hasattr(app, "routes") and hasattr(app, "app"):  # wrapped in ASGI middlewares
         app = app.app
     if id(app) in seen:
         return
     installed = getattr(getattr(app, "state", None), STATE_KEY, None)
-    if prefix and installed is not None and id(installed) not in seen:
+    if seen and installed not in (None, registry):  # mounted, and the business of another one
         return
     seen.add(id(app))
     for route in _effective(_all_routes(app)):
         path = prefix + (getattr(route, "path", "") or getattr(route, "frontend_prefix", ""))
         dependant = getattr(route, "dependant", None)
         if dependant is None:
-            yield from _in_app(getattr(route, "_base_app", None) or getattr(route, "app", None), path, seen)
+            yield from _in_app(getattr(route, "_base_app", None) or getattr(route, "app", None), path, registry, seen)
             continue
         provider = getattr(route, "dependency_overrides_provider", None) or app
         for call in _calls(dependant, getattr(provider, "dependency_overrides", {})):
