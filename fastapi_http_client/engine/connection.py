@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import io
 import os
-import select
 import socket
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -21,6 +20,7 @@ from fastapi_http_client.engine.errors import (
     with_facts,
 )
 from fastapi_http_client.engine.parser import ResponseParser
+from fastapi_http_client.engine.sockets import readability
 from fastapi_http_client.sweeper import NEVER
 
 if TYPE_CHECKING:
@@ -288,16 +288,6 @@ class Exchange:
         )
 
 
-def _readability(sock: Any) -> Callable[[], bool]:
-    """A function that tells whether something can be read from the socket now."""
-    descriptor = sock.fileno()
-    if not hasattr(select, "poll"):
-        return lambda: bool(select.select([descriptor], [], [], 0)[0])
-    poll = select.poll()
-    poll.register(descriptor, select.POLLIN)
-    return lambda: bool(poll.poll(0))
-
-
 class Connection(asyncio.BufferedProtocol):
     """A socket of the pool: idle, or busy with one exchange at a time.
 
@@ -353,7 +343,7 @@ class Connection(asyncio.BufferedProtocol):
         if transport is None:
             return False
         if self._is_readable is None:
-            self._is_readable = _readability(transport.get_extra_info("socket"))
+            self._is_readable = readability(transport.get_extra_info("socket"))
         return self._is_readable()
 
     def start(

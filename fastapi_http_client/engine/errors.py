@@ -51,6 +51,19 @@ def exchange_facts(error: BaseException) -> ExchangeFacts | None:
     return facts if isinstance(facts, ExchangeFacts) else None
 
 
+CONNECT_FAILURES = (OSError, ValueError, OverflowError)
+"""What connecting fails with: also `ssl.SSLError`, `UnicodeError`, and what an impossible port leads to."""
+
+
+def why_not_connected(step: str, error: Exception, seconds: float | None) -> str:
+    """Why a step of connecting, which had so many seconds, has failed."""
+    if not isinstance(error, TimeoutError):
+        return f"{step} failed: {describe(error)}"
+    # With a number it is the operating system's own limit, which can be shorter.
+    late = f" within {seconds:g} s" if seconds is not None and error.errno is None else f": {describe(error)}"
+    return f"{step} did not succeed{late}"
+
+
 def describe(error: BaseException) -> str:
     """A text for an error that may have none: `str()` of many an `OSError` is empty."""
     return str(error) or type(error).__name__

@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from fastapi_http_client.engine import connect
-from fastapi_http_client.engine.connect import Address, connect_any
+from fastapi_http_client.engine import sockets
+from fastapi_http_client.engine.sockets import Address, connect_any
 from tests.engine.conftest import MakeClient
 from tests.engine.raw import OK, answer, hang, serve
 
@@ -37,13 +37,13 @@ async def test_a_refused_address_leads_to_the_next_at_once() -> None:
         with await connect_any([REFUSED, REFUSED, (socket.AF_INET, ("127.0.0.1", up.port))]) as sock:
             assert sock.getpeername() == ("127.0.0.1", up.port)
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-        assert time.perf_counter() - started < connect.ATTEMPT_DELAY
+        assert time.perf_counter() - started < sockets.ATTEMPT_DELAY
 
 
 async def test_a_silent_address_leads_to_the_next_after_a_while(
     silent: Address, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connect, "ATTEMPT_DELAY", 0.05)
+    monkeypatch.setattr(sockets, "ATTEMPT_DELAY", 0.05)
     async with serve(hang) as up:
         with await connect_any([silent, (socket.AF_INET, ("127.0.0.1", up.port)), silent]) as sock:
             assert sock.getpeername() == ("127.0.0.1", up.port)
