@@ -76,13 +76,14 @@ def request_error(error: Exception, request: httpx.Request, what: str | None = N
     if isinstance(error, HTTPRequestError):
         return error
     call = Call.of(request)
-    progress = exchange_facts(error)  # the engine's; a body of the wrong length shows when some of it is sent already
+    progress = exchange_facts(error)  # what the transport knows, which is more than the class can tell
     facts: dict[str, Any] = {
         "request": request,
         "client": call.client_name,
         "attempts": call.attempts,
-        "may_have_run": (progress is not None and progress.request_sent)
-        or not isinstance(error, (*_NEVER_SENT, *_NEVER_SENT_AND_FINAL, TypeError)),
+        "may_have_run": not isinstance(error, (*_NEVER_SENT, *_NEVER_SENT_AND_FINAL, TypeError))
+        if progress is None
+        else progress.request_sent,
         "transient": isinstance(error, httpx.TransportError | OSError | asyncio.IncompleteReadError)
         and not isinstance(error, (*_NEVER_SENT_AND_FINAL, *_FINAL)),
     }

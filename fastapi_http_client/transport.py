@@ -114,9 +114,13 @@ def _engine(config: ClientConfig, ssl_context: ssl.SSLContext) -> AsyncioTranspo
 
 def _httpcore(config: ClientConfig, ssl_context: ssl.SSLContext, http1: bool) -> httpx.AsyncBaseTransport:
     # Imported where it is needed, which for most services is never.
-    from fastapi_http_client.httpcore_transport import HTTPCoreTransport
+    from fastapi_http_client.httpcore.transport import HTTPCoreTransport
 
-    return HTTPCoreTransport(config, ssl_context=ssl_context, http1=http1)
+    # A proxy over TLS is verified as the upstream is. It gets no certificate of ours, which is for the upstream.
+    to_proxy = None
+    if config.proxy is not None and config.proxy.lower().startswith("https:"):
+        to_proxy = ssl_context_for(config.model_copy(update={"client_cert": None, "client_key": None}))
+    return HTTPCoreTransport(config, ssl_context=ssl_context, proxy_ssl_context=to_proxy, http1=http1)
 
 
 def _limits(config: ClientConfig) -> httpx.Limits:

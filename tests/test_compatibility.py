@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import httpx
+import httpx_ws
 import pytest
 import respx
+from fastapi import FastAPI, WebSocket, WebSocketDisconnect
 from opentelemetry.instrumentation.httpx import HTTPXClientInstrumentor
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -21,6 +24,7 @@ from fastapi_http_client.config import ClientConfig
 from fastapi_http_client.errors import HTTPRequestError, HTTPTimeoutError, RetryExhaustedError
 from fastapi_http_client.models import HTTPResponse
 from tests.hostile.upstream import HostileUpstream
+from tests.servers import serve
 
 BASE = "https://api.example.com"
 QUICK = ClientConfig(retry_backoff_factor=0.001)
@@ -274,3 +278,27 @@ async def test_there_is_one_span_per_request_with_the_instrumentor_on(
     assert [span.attributes["http.response.status_code"] for span in spans.get_finished_spans()] == [503, 200]  # type: ignore[index]
     traceparents = [dict(request["headers"]).get("traceparent") for request in upstream.requests_seen()]
     assert None not in traceparents
+
+
+# -- httpx-ws
+
+
+async def test_httpx_ws_speaks_websockets_over_our_client() -> None:
+    app = FastAPI()
+
+    @app.websocket("/shout")
+    async def shout(websocket: WebSocket) -> None:
+        await websocket.accept(headers=[(b"x-token", websocket.headers["authorization"].encode())])
+        with contextlib.suppress(WebSocketDisconnect):
+            while True:
+                await websocket.send_text((await websocket.receive_text()).upper())
+
+    with serve(app) as url:
+        async with AsyncHTTPClient(url, auth=BearerAuth("token")) as client:
+            async with httpx_ws.aconnect_ws("/shout", client) as websocket:
+                assert websocket.response is not None
+                assert websocket.response.headers["X-Token"] == "Bearer token"
+                for word in ("one", "two"):
+                    await websocket.send_text(word)
+                    assert await websocket.receive_text() == word.upper()
+            assert client.lifecycle.in_flight == 0

@@ -79,7 +79,7 @@ def test_importing_the_package_imports_no_more_than_every_service_needs() -> Non
         "settings.load",
         "settings.explain",
         "engine.transport",
-        "httpcore_transport",
+        "httpcore",
         "testing",
     ):
         assert late not in ours(added)
@@ -90,7 +90,7 @@ def test_an_app_starts_without_what_it_does_not_use_and_imports_nothing_in_its_f
     started, called = added_by(START_AND_CALL_ADD)
     assert "settings.load" in ours(started)
     assert not {"redis", "cryptography", "httpcore", "httpcore2", "h11", "h2"} & theirs(started)
-    assert not {"fleet", "stores", "httpcore_transport", "settings.explain"} & ours(started)
+    assert not {"fleet", "stores", "httpcore", "settings.explain"} & ours(started)
     assert (ours(called), theirs(called)) == (set(), set())
 
 

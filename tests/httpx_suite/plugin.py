@@ -17,7 +17,8 @@ import pytest
 import uvicorn.config
 from differences import DIFFERENCES, INAPPLICABLE, LEFT_OUT, Difference
 
-from fastapi_http_client import HTTPResponse, httpcore_transport
+from fastapi_http_client import HTTPResponse
+from fastapi_http_client.httpcore import transport as httpcore_transport
 
 ENGINES = ("auto", "httpcore")
 ABOUT_RESPONSES = ("models/test_responses.py", "test_decoders.py")

@@ -1,0 +1,83 @@
+"""HTTP/2 connections of httpcore2 whose calls do not suffer from each other.
+
+Of a call that is given up httpcore2 says nothing to the server. That then goes on with the work, and what it sends for
+the forgotten stream counts against the window of the connection (RFC 9113 section 6.9) and is never given back: after
+16 MiB, every other call on the connection waits for ever. And the first call whose time is up ends all the others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import h2.errors
+import h2.events
+import h2.exceptions
+import httpcore2
+
+from fastapi_http_client.engine.errors import NOTHING_SENT, with_facts
+from fastapi_http_client.httpcore.network import AsyncioStream
+
+
+class HTTPConnection(httpcore2.AsyncHTTPConnection):
+    """A connection to an origin that speaks HTTP/2, if the server does."""
+
+    async def handle_async_request(self, request: httpcore2.Request) -> httpcore2.Response:
+        try:
+            async with self._request_lock:
+                if self._connection is None:
+                    self._connection = self._speaking(await self._connect(request))
+        except BaseException:
+            self._connect_failed = True
+            raise
+        return await super().handle_async_request(request)
+
+    def _speaking(self, stream: httpcore2.AsyncNetworkStream) -> httpcore2.AsyncConnectionInterface:
+        tls = stream.get_extra_info("ssl_object")
+        negotiated = tls is not None and tls.selected_alpn_protocol() == "h2"
+        cls = _HTTP2Connection if negotiated or not self._http1 else httpcore2.AsyncHTTP11Connection
+        return cls(origin=self._origin, stream=stream, keepalive_expiry=self._keepalive_expiry)
+
+
+class _HTTP2Connection(httpcore2.AsyncHTTP2Connection):
+    async def handle_async_request(self, request: httpcore2.Request) -> httpcore2.Response:
+        try:
+            return await super().handle_async_request(request)
+        except httpcore2.RemoteProtocolError as error:
+            if not _was_refused(error):
+                raise
+            refused = httpcore2.RemoteProtocolError("the server has refused the request, and not processed it")
+            raise with_facts(refused, NOTHING_SENT) from error
+
+    def has_expired(self) -> bool:
+        """httpcore2 does not look whether the server has closed an idle connection."""
+        stream = self._network_stream
+        return super().has_expired() or (self.is_idle() and isinstance(stream, AsyncioStream) and stream.has_ended)
+
+    async def _read_incoming_data(self, request: httpcore2.Request) -> list[h2.events.Event]:
+        try:
+            return await super()._read_incoming_data(request)
+        except httpcore2.ReadTimeout:
+            # That was this call's patience. httpcore2 would end all the others with the same error. The connection may
+            # be dead, though, and httpcore2 gives it no further calls.
+            self._read_exception = None
+            raise
+
+    async def _response_closed(self, stream_id: int) -> None:
+        """A call is at its end. If that was no end of the stream, the server learns of it at once."""
+        with contextlib.suppress(h2.exceptions.ProtocolError):  # the stream, or the whole connection, has ended
+            for event in self._events.get(stream_id, ()):
+                if isinstance(event, h2.events.DataReceived) and event.flow_controlled_length:
+                    self._h2_state.acknowledge_received_data(event.flow_controlled_length, stream_id)
+            self._h2_state.reset_stream(stream_id, h2.errors.ErrorCodes.CANCEL)
+        if isinstance(self._network_stream, AsyncioStream):
+            self._network_stream.write_at_once(self._h2_state.data_to_send())
+        await super()._response_closed(stream_id)
+
+
+def _was_refused(error: httpcore2.RemoteProtocolError) -> bool:
+    """Whether the server says that it has not processed the request (RFC 9113 section 8.7)."""
+    event = error.args[0]
+    if isinstance(event, h2.events.StreamReset):
+        return event.error_code == h2.errors.ErrorCodes.REFUSED_STREAM
+    # A GOAWAY that leaves out some of the requests is httpcore2's: it repeats those on another connection.
+    return isinstance(event, h2.events.ConnectionTerminated) and event.last_stream_id == 0

@@ -1,0 +1,136 @@
+"""An HTTP/2 upstream on `h2`, for what the hostile one does not speak."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import ssl
+from collections.abc import AsyncIterator
+
+import h2.config
+import h2.connection
+import h2.errors
+import h2.events
+
+from tests.engine.raw import Reader, Upstream, Writer, serve
+
+
+class HTTP2Upstream:
+    """Answers by path; each connection and stream is counted.
+
+    `/big/N`: N bytes. `/hang`: nothing. `/later`: a status once `answer_later` is set. `/refuse`: a reset, by which
+    nothing was done. `/goaway`: the end of the connection, on which nothing was done. Others: what was sent, as JSON.
+    """
+
+    def __init__(self, raw: Upstream) -> None:
+        self.raw = raw
+        self.requests: list[tuple[int, int, str]] = []
+        """Connection, stream and path of each request."""
+        self.resets: list[int] = []
+        """Streams that the client has reset."""
+        self.answer_later = asyncio.Event()
+
+    def url(self, path: str = "/") -> str:
+        return self.raw.url(path)
+
+
+class _Connection:
+    def __init__(self, upstream: HTTP2Upstream, number: int, reader: Reader, writer: Writer) -> None:
+        self._upstream = upstream
+        self._number = number
+        self._reader = reader
+        self._writer = writer
+        self._h2 = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
+        self._requests: dict[int, tuple[dict[str, str], bytearray]] = {}
+        self._unsent: dict[int, int] = {}
+        self._later: list[int] = []
+
+    async def run(self) -> None:
+        self._h2.initiate_connection()
+        self._flush()
+        late = asyncio.create_task(self._answer_later())
+        try:
+            await self._serve()
+        finally:
+            late.cancel()
+
+    async def _answer_later(self) -> None:
+        await self._upstream.answer_later.wait()
+        for stream in self._later:
+            self._h2.send_headers(stream, [(":status", "200")], end_stream=True)
+        self._flush()
+
+    async def _serve(self) -> None:
+        while data := await self._reader.read(65536):
+            for event in self._h2.receive_data(data):
+                self._handle(event)
+            self._send_bodies()
+            self._flush()
+            if self._h2.state_machine.state is h2.connection.ConnectionState.CLOSED:
+                return
+
+    def _flush(self) -> None:
+        self._writer.write(self._h2.data_to_send())
+
+    def _handle(self, event: h2.events.Event) -> None:
+        match event:
+            case h2.events.RequestReceived(stream_id=int(stream)):
+                headers = {name.decode(): value.decode() for name, value in event.headers}
+                self._requests[stream] = headers, bytearray()
+            case h2.events.DataReceived(stream_id=int(stream)):
+                self._requests[stream][1].extend(event.data)
+                self._h2.acknowledge_received_data(event.flow_controlled_length, stream)
+            case h2.events.StreamReset(stream_id=int(stream)):
+                self._upstream.resets.append(stream)
+                self._unsent.pop(stream, None)
+            case h2.events.StreamEnded(stream_id=int(stream)):
+                self._answer(stream, *self._requests.pop(stream))
+
+    def _answer(self, stream: int, headers: dict[str, str], body: bytearray) -> None:
+        path = headers[":path"]
+        self._upstream.requests.append((self._number, stream, path))
+        match path.strip("/").split("/"):
+            case ["hang"]:
+                return
+            case ["refuse"]:
+                self._h2.reset_stream(stream, h2.errors.ErrorCodes.REFUSED_STREAM)
+            case ["goaway"]:
+                self._h2.close_connection(last_stream_id=0)
+            case ["big", size]:
+                self._h2.send_headers(stream, [(":status", "200")])
+                self._unsent[stream] = int(size)
+            case ["later"]:
+                self._later.append(stream)
+            case _:
+                told = {"method": headers[":method"], "path": path, "size": len(body), "headers": headers}
+                self._h2.send_headers(stream, [(":status", "200"), ("content-type", "application/json")])
+                self._h2.send_data(stream, json.dumps(told).encode(), end_stream=True)
+
+    def _send_bodies(self) -> None:
+        for stream in list(self._unsent):
+            while self._unsent[stream]:
+                size = min(
+                    self._unsent[stream], self._h2.local_flow_control_window(stream), self._h2.max_outbound_frame_size
+                )
+                if size <= 0:
+                    break
+                self._h2.send_data(stream, bytes(size))
+                self._unsent[stream] -= size
+            else:
+                del self._unsent[stream]
+                self._h2.end_stream(stream)
+
+
+@contextlib.asynccontextmanager
+async def serve_http2(ssl_context: ssl.SSLContext | None = None) -> AsyncIterator[HTTP2Upstream]:
+    """Without a TLS context it speaks HTTP/2 from the first byte (prior knowledge)."""
+
+    async def handle(reader: Reader, writer: Writer) -> None:
+        await _Connection(upstream, raw.accepted, reader, writer).run()
+
+    if ssl_context is not None:
+        ssl_context.set_alpn_protocols(["h2"])
+    async with serve(handle, ssl_context=ssl_context) as raw:
+        upstream = HTTP2Upstream(raw)
+        yield upstream

@@ -1,0 +1,153 @@
+"""HTTP/2: calls share a connection, and nothing that happens to one of them is felt by the others."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from typing import Any, TypeAlias
+
+import httpx
+import pytest
+import pytest_asyncio
+
+from fastapi_http_client import AsyncHTTPClient, ClientConfig, HTTPClientError, HTTPTimeoutError
+from tests.engine.raw import OK, answer, serve
+from tests.hostile.certs import make_certs, server_context
+from tests.http2 import HTTP2Upstream, serve_http2
+
+Connect: TypeAlias = Callable[..., AsyncHTTPClient]
+MORE_THAN_A_WINDOW = 2**24 + 2**20  # bytes: httpcore2 grants a connection 16 MiB before it is told of any progress
+
+
+@pytest.fixture(scope="module")
+def certs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return make_certs(tmp_path_factory.mktemp("certs"))
+
+
+@pytest_asyncio.fixture
+async def http2(certs: dict[str, str]) -> AsyncIterator[HTTP2Upstream]:
+    async with serve_http2(server_context(certs)) as server:
+        yield server
+
+
+@pytest.fixture
+def connect(http2: HTTP2Upstream, certs: dict[str, str]) -> Connect:
+    def client(**options: Any) -> AsyncHTTPClient:
+        fields = {"http2": True, "ca_file": certs["ca.pem"], "timeout": 5.0, "retry_attempts": 1, **options}
+        return AsyncHTTPClient(http2.url(), config=ClientConfig(**fields))
+
+    return client
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def test_calls_share_one_connection(http2: HTTP2Upstream, connect: Connect) -> None:
+    async with connect() as client:
+        responses = await asyncio.gather(*(client.get(f"/echo/{n}") for n in range(150)))
+    assert {response.http_version for response in responses} == {"HTTP/2"}
+    assert [response.json()["path"] for response in responses] == [f"/echo/{n}" for n in range(150)]
+    assert http2.raw.accepted == 1
+
+
+async def test_bodies_larger_than_a_window_arrive_whole(connect: Connect) -> None:
+    async with connect() as client:
+        sent = (await client.post("/echo", content=bytes(3_000_000))).json()
+        received = await client.get("/big/3000000")
+    assert sent["size"] == 3_000_000
+    assert received.content == bytes(3_000_000)
+
+
+async def test_a_server_without_http2_is_spoken_to_in_http1(certs: dict[str, str]) -> None:
+    async with serve(answer(OK), ssl_context=server_context(certs)) as up:
+        config = ClientConfig(http2=True, ca_file=certs["ca.pem"])
+        async with AsyncHTTPClient(up.url(), config=config) as client:
+            for _ in range(3):
+                assert (await client.get("/")).http_version == "HTTP/1.1"
+    assert up.accepted == 1
+
+
+@pytest.mark.parametrize("path", ["/refuse", "/goaway"])
+async def test_what_the_server_has_not_processed_is_repeated_whatever_the_method(
+    http2: HTTP2Upstream, connect: Connect, path: str
+) -> None:
+    async with connect(retry_attempts=2, retry_backoff_factor=0) as client:
+        with pytest.raises(HTTPClientError, match="has refused the request, and not processed it") as raised:
+            await client.post(path, json={"amount": 100})
+    assert len(http2.requests) == 2
+    assert not raised.value.attempts[0].error.may_have_run  # type: ignore[union-attr]
+
+
+async def test_a_call_that_is_given_up_is_ended_at_the_server_too(http2: HTTP2Upstream, connect: Connect) -> None:
+    async with connect() as client:
+        await client.get("/echo")
+        call = asyncio.create_task(client.get("/hang"))
+        await until(lambda: len(http2.requests) == 2)
+        call.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await call
+        await until(lambda: http2.resets == [http2.requests[1][1]])
+        assert (await client.get("/echo")).status_code == 200
+    assert http2.raw.accepted == 1
+
+
+async def test_responses_that_are_given_up_take_nothing_from_the_connections_window(
+    http2: HTTP2Upstream, connect: Connect
+) -> None:
+    async with connect() as client:
+        for _ in range(5):
+            async with client.stream("GET", f"/big/{MORE_THAN_A_WINDOW}") as response:
+                async for _part in response.aiter_bytes():
+                    break
+                await asyncio.sleep(0.05)  # what is under way arrives, and nobody takes it
+        assert len((await client.get("/big/1000000")).content) == 1_000_000
+    assert http2.raw.accepted == 1
+    assert len(http2.resets) == 5
+
+
+async def test_the_end_of_one_calls_time_is_no_end_for_the_others(http2: HTTP2Upstream, connect: Connect) -> None:
+    async with connect() as client:
+        await client.get("/echo")
+        impatient = asyncio.create_task(client.get("/hang", timeout=httpx.Timeout(5.0, read=0.1)))
+        await until(lambda: len(http2.requests) == 2)
+        patient = asyncio.create_task(client.get("/later"))
+        await until(lambda: len(http2.requests) == 3)
+        with pytest.raises(HTTPTimeoutError) as raised:
+            await impatient
+        assert raised.value.phase == "read"
+        http2.answer_later.set()
+        assert (await patient).status_code == 200
+
+
+async def test_a_connection_on_which_a_calls_time_ended_gets_no_further_calls(
+    http2: HTTP2Upstream, connect: Connect
+) -> None:
+    async with connect() as client:
+        with pytest.raises(HTTPTimeoutError):
+            await client.get("/hang", timeout=httpx.Timeout(5.0, read=0.1))
+        assert (await client.get("/echo")).status_code == 200
+    assert http2.raw.accepted == 2
+
+
+async def test_a_connection_that_the_server_has_closed_while_it_was_idle_is_not_used(
+    http2: HTTP2Upstream, connect: Connect
+) -> None:
+    async with connect() as client:
+        await client.get("/echo")
+        for writer in http2.raw.writers:
+            writer.close()
+        await http2.raw.all_closed()
+        assert (await client.post("/echo")).status_code == 200
+    assert http2.raw.accepted == 2
+
+
+async def test_connections_end_at_their_age_also_with_http2(http2: HTTP2Upstream, connect: Connect) -> None:
+    async with connect(max_connection_age=0.01) as client:
+        for _ in range(3):
+            await client.get("/echo")
+            await asyncio.sleep(0.02)
+    assert http2.raw.accepted == 3
