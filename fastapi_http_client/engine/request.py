@@ -149,7 +149,8 @@ def check_head(request: httpx.Request) -> None:
         _method(request.method)
     roles = set()
     for name, value in request.headers.raw:
-        roles.add(_known_names.get(name) or _learn_name(name))
+        role = _known_names.get(name)
+        roles.add(_learn_name(name) if role is None else role)
         if value.translate(None, _LEGAL_IN_VALUE):
             raise httpx.LocalProtocolError(_ILLEGAL_BYTE)
     if {b"content-length", b"transfer-encoding"} <= roles:

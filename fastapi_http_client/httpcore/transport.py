@@ -8,12 +8,11 @@ instrumentation working, since all of them patch that method.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import re
 import ssl
-from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from collections.abc import AsyncIterator
+from typing import Any, NoReturn
 
 import httpcore2
 import httpx
@@ -77,7 +76,9 @@ class _Pool:
         )
 
     async def handle_async_request(self, request: Any) -> httpcore2.Response:
-        with _as_httpx_errors(), _noting_progress():
+        noted: list[float] = []
+        token = sent_at.set(noted)
+        try:
             response = await self._pool.handle_async_request(
                 httpcore2.Request(
                     method=request.method,
@@ -92,12 +93,19 @@ class _Pool:
                     extensions=request.extensions,
                 )
             )
+        except BaseException as error:
+            _note_progress(error, noted)
+            _raise_as_httpx(error)
+        finally:
+            sent_at.reset(token)
         response.stream = _Body(response.stream)
         return response
 
     async def aclose(self) -> None:
-        with _as_httpx_errors():
+        try:
             await self._pool.aclose()
+        except Exception as error:
+            _raise_as_httpx(error)
 
     async def __aenter__(self) -> _Pool:
         return self
@@ -143,14 +151,18 @@ class _Body:
         self._stream = stream
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        with _as_httpx_errors():
+        try:
             async for chunk in self._stream:
                 yield chunk
+        except Exception as error:
+            _raise_as_httpx(error)
 
     async def aclose(self) -> None:
         _note_surplus(self._stream)
-        with _as_httpx_errors():
+        try:
             await self._stream.aclose()
+        except Exception as error:
+            _raise_as_httpx(error)
 
 
 def _note_surplus(body: Any) -> None:
@@ -164,7 +176,7 @@ def _note_surplus(body: Any) -> None:
         connection._network_stream.has_surplus = True
 
 
-_ERRORS: dict[type[Exception], type[httpx.TransportError]] = {
+_ERRORS: dict[type, type[httpx.TransportError]] = {
     getattr(httpcore2, cls.__name__): cls
     for cls in (
         httpx.ConnectTimeout,
@@ -185,32 +197,19 @@ _ERRORS: dict[type[Exception], type[httpx.TransportError]] = {
 }
 
 
-@contextlib.contextmanager
-def _as_httpx_errors() -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        for cls in type(error).__mro__:
-            if cls in _ERRORS:
-                translated, facts = _ERRORS[cls](str(error)), exchange_facts(error)
-                raise (translated if facts is None else with_facts(translated, facts)) from error
-        raise
+def _raise_as_httpx(error: BaseException) -> NoReturn:
+    for cls in type(error).__mro__:
+        if cls in _ERRORS:
+            translated, facts = _ERRORS[cls](str(error)), exchange_facts(error)
+            raise (translated if facts is None else with_facts(translated, facts)) from error
+    raise error
 
 
-@contextlib.contextmanager
-def _noting_progress() -> Iterator[None]:
+def _note_progress(error: BaseException, sent: list[float]) -> None:
     """Say with an error, also a cancellation, how far the request had come: httpcore2 does not."""
-    noted: list[float] = []
-    token = sent_at.set(noted)
-    try:
-        yield
-    except BaseException as error:
-        if noted and exchange_facts(error) is None:
-            lasted = SYSTEM_CLOCK.monotonic() - noted[0]
-            with_facts(error, ExchangeFacts(True, response_started=False, connection_reused=False, lasted=lasted))
-        raise
-    finally:
-        sent_at.reset(token)
+    if sent and exchange_facts(error) is None:
+        lasted = SYSTEM_CLOCK.monotonic() - sent[0]
+        with_facts(error, ExchangeFacts(True, response_started=False, connection_reused=False, lasted=lasted))
 
 
 def _proxy(url: str, ssl_context: ssl.SSLContext | None) -> httpcore2.Proxy:
