@@ -689,6 +689,34 @@ def test_verification_that_is_off_is_warned_about(load: Load, caplog: pytest.Log
     ]
 
 
+@pytest.mark.parametrize(
+    ("environ", "without_effect"),
+    [
+        ({"A__RATE_LIMIT_RATE": "5"}, ["A__RATE_LIMIT_RATE has no effect: enable_rate_limiting is not set"]),
+        (
+            {"A__CIRCUIT_BREAKER_FAILURE_THRESHOLD": "5"},
+            ["A__CIRCUIT_BREAKER_FAILURE_THRESHOLD has no effect: enable_circuit_breaker is not set"],
+        ),
+        ({"A__RATE_LIMIT_RATE": "5", "A__ENABLE_RATE_LIMITING": "true"}, []),
+        ({"A__RATE_LIMIT_RATE": "5", "A__ENABLE_RATE_LIMITING": "false"}, []),
+        ({"DEFAULT__RATE_LIMIT_RATE": "5", "A__ENABLE_RATE_LIMITING": "true", "B__TIMEOUT": "5"}, []),
+        (
+            {"DEFAULT__RATE_LIMIT_RATE": "5", "A__TIMEOUT": "5", "B__TIMEOUT": "5"},
+            ["DEFAULT__RATE_LIMIT_RATE has no effect: enable_rate_limiting is not set"],
+        ),
+    ],
+)
+def test_options_of_what_nobody_switched_on_are_warned_about(
+    load: Load, caplog: pytest.LogCaptureFixture, environ: dict[str, str], without_effect: list[str]
+) -> None:
+    settings = load({f"HTTP_CLIENT__{name}": text for name, text in environ.items()})
+    with caplog.at_level(logging.WARNING):
+        settings.warn()
+    assert [record.getMessage() for record in caplog.records] == [
+        f"environment HTTP_CLIENT__{warning}" for warning in without_effect
+    ]
+
+
 def test_variables_that_may_have_been_meant_for_a_client_are_warned_about(
     load: Load, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -252,6 +252,10 @@ def _unknown_option(meant: str | None) -> str:
 # -- all places together -----------------------------------------------------------------------------------------
 
 
+_SWITCHES = {"enable_rate_limiting": "rate_limit_", "enable_circuit_breaker": "circuit_breaker_"}
+"""The options that switch something on, and how those begin that say more about it."""
+
+
 @dataclass(frozen=True, slots=True)
 class ClientSettings:
     """One client as it is to be built."""
@@ -291,6 +295,21 @@ class Settings:
             if not client.config.verify_ssl:
                 origin = client.origins["verify_ssl"]
                 logger.warning("client %s: TLS certificates are not verified (%s)", name, origin)
+        for origin, switch in self._without_effect().items():
+            logger.warning("%s has no effect: %s is not set", origin, switch)
+
+    def _without_effect(self) -> dict[Origin, str]:
+        """Where options of a feature are set that no client has switched on or, knowingly, off; and its switch."""
+        idle: dict[Origin, str] = {}
+        used: set[Origin] = set()
+        for client in self.clients.values():
+            for switch, options in _SWITCHES.items():
+                set_here = [origin for path, origin in client.origins.items() if path.startswith(options)]
+                if switch in client.origins:
+                    used.update(set_here)
+                else:
+                    idle.update(dict.fromkeys(set_here, switch))
+        return {origin: switch for origin, switch in idle.items() if origin not in used}
 
     def missing(self, name: str) -> str:
         """What to say about a client that nobody configured."""
