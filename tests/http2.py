@@ -12,6 +12,7 @@ import h2.config
 import h2.connection
 import h2.errors
 import h2.events
+import h2.exceptions
 
 from tests.engine.raw import Reader, Upstream, Writer, serve
 
@@ -43,7 +44,7 @@ class _Connection:
         self._writer = writer
         self._h2 = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
         self._requests: dict[int, tuple[dict[str, str], bytearray]] = {}
-        self._unsent: dict[int, int] = {}
+        self._unsent: dict[int, memoryview] = {}
         self._later: list[int] = []
 
     async def run(self) -> None:
@@ -85,7 +86,8 @@ class _Connection:
                 self._upstream.resets.append(stream)
                 self._unsent.pop(stream, None)
             case h2.events.StreamEnded(stream_id=int(stream)):
-                self._answer(stream, *self._requests.pop(stream))
+                with contextlib.suppress(h2.exceptions.ProtocolError):  # the client has reset it meanwhile
+                    self._answer(stream, *self._requests.pop(stream))
 
     def _answer(self, stream: int, headers: dict[str, str], body: bytearray) -> None:
         path = headers[":path"]
@@ -99,24 +101,22 @@ class _Connection:
                 self._h2.close_connection(last_stream_id=0)
             case ["big", size]:
                 self._h2.send_headers(stream, [(":status", "200")])
-                self._unsent[stream] = int(size)
+                self._unsent[stream] = memoryview(bytes(int(size)))
             case ["later"]:
                 self._later.append(stream)
             case _:
                 told = {"method": headers[":method"], "path": path, "size": len(body), "headers": headers}
                 self._h2.send_headers(stream, [(":status", "200"), ("content-type", "application/json")])
-                self._h2.send_data(stream, json.dumps(told).encode(), end_stream=True)
+                self._unsent[stream] = memoryview(json.dumps(told).encode())
 
     def _send_bodies(self) -> None:
         for stream in list(self._unsent):
             while self._unsent[stream]:
-                size = min(
-                    self._unsent[stream], self._h2.local_flow_control_window(stream), self._h2.max_outbound_frame_size
-                )
+                size = min(self._h2.local_flow_control_window(stream), self._h2.max_outbound_frame_size)
                 if size <= 0:
                     break
-                self._h2.send_data(stream, bytes(size))
-                self._unsent[stream] -= size
+                self._h2.send_data(stream, self._unsent[stream][:size].tobytes())
+                self._unsent[stream] = self._unsent[stream][size:]
             else:
                 del self._unsent[stream]
                 self._h2.end_stream(stream)

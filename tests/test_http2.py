@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeAlias
 
+import anyio
 import httpx
 import pytest
 import pytest_asyncio
 
 from fastapi_http_client import AsyncHTTPClient, ClientConfig, HTTPClientError, HTTPTimeoutError
+from fastapi_http_client.httpcore.network import AsyncioStream
 from tests.engine.raw import OK, answer, serve
 from tests.hostile.certs import make_certs, server_context
 from tests.http2 import HTTP2Upstream, serve_http2
@@ -143,6 +146,82 @@ async def test_a_connection_that_the_server_has_closed_while_it_was_idle_is_not_
         await http2.raw.all_closed()
         assert (await client.post("/echo")).status_code == 200
     assert http2.raw.accepted == 2
+
+
+@pytest.mark.parametrize("given_up", [0, 2])
+async def test_a_call_that_is_given_up_while_the_connection_is_opened_costs_the_others_nothing(
+    http2: HTTP2Upstream, connect: Connect, given_up: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_tls = AsyncioStream.start_tls
+    shaking, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(stream: AsyncioStream, *args: Any, **options: Any) -> Any:
+        shaking.set()
+        await go_on.wait()
+        return await start_tls(stream, *args, **options)
+
+    monkeypatch.setattr(AsyncioStream, "start_tls", slow)
+    async with connect() as client:
+        calls = [asyncio.create_task(client.post("/echo")) for _ in range(5)]
+        await shaking.wait()
+        calls[given_up].cancel()
+        await asyncio.wait([calls[given_up]])
+        go_on.set()
+        done = await asyncio.gather(*calls, return_exceptions=True)
+        for _ in range(3):
+            await client.post("/echo")
+    assert [type(call) for call in done].count(asyncio.CancelledError) == 1
+    assert [getattr(call, "status_code", None) for call in done].count(200) == 4
+    assert http2.raw.accepted == 1
+    await http2.raw.all_closed()
+
+
+async def test_one_connection_survives_hundreds_of_calls_that_are_given_up(
+    http2: HTTP2Upstream, connect: Connect
+) -> None:
+    chance = random.Random(7)
+    left = 400
+
+    async def call(client: AsyncHTTPClient) -> None:
+        path, body = (
+            chance.choice(["/echo", "/big/200000", "/big/3000000", "/hang"]),
+            bytes(chance.choice([0, 100_000])),
+        )
+        if chance.random() < 0.5:
+            await client.post(path, content=body)
+        else:
+            async with client.stream("POST", path, content=body) as response:
+                async for _part in response.aiter_bytes():
+                    pass
+
+    async def worker(client: AsyncHTTPClient, number: int) -> None:
+        nonlocal left
+        while left > 0:
+            left -= 1
+            seconds = chance.uniform(0, 0.03)
+            match number % 3:
+                case 0:
+                    with anyio.move_on_after(seconds):
+                        await call(client)
+                case 1:
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(seconds):
+                            await call(client)
+                case _:  # the second cancellation strikes while the first is being dealt with
+                    task = asyncio.create_task(call(client))
+                    await asyncio.sleep(seconds)
+                    task.cancel()
+                    await asyncio.sleep(0)
+                    task.cancel()
+                    await asyncio.wait([task])
+
+    async with connect(max_connections=3) as client:
+        await asyncio.gather(*(worker(client, number) for number in range(30)))
+        last = await asyncio.gather(*(client.post("/echo", content=bytes(1000)) for _ in range(30)))
+        assert [response.json()["size"] for response in last] == [1000] * 30
+        assert client.lifecycle.in_flight == 0
+    assert http2.raw.accepted == 1
+    await http2.raw.all_closed()
 
 
 async def test_connections_end_at_their_age_also_with_http2(http2: HTTP2Upstream, connect: Connect) -> None:

@@ -19,21 +19,29 @@ from fastapi_http_client.httpcore.network import AsyncioStream
 
 
 class HTTPConnection(httpcore2.AsyncHTTPConnection):
-    """A connection to an origin that speaks HTTP/2, if the server does."""
+    """A connection to an origin that speaks HTTP/2, if the server does.
+
+    The first of its calls opens it, and the others wait. In httpcore2, one of those that is cancelled counts as a
+    failure to connect: the pool then forgets the connection, which nobody closes.
+    """
 
     async def handle_async_request(self, request: httpcore2.Request) -> httpcore2.Response:
-        try:
-            async with self._request_lock:
-                if self._connection is None:
+        async with self._request_lock:
+            if self._connect_failed:
+                raise httpcore2.ConnectionNotAvailable  # the pool goes on with another one
+            if self._connection is None:
+                try:
                     self._connection = self._speaking(await self._connect(request))
-        except BaseException:
-            self._connect_failed = True
-            raise
-        return await super().handle_async_request(request)
+                except BaseException:
+                    self._connect_failed = True
+                    raise
+        return await self._connection.handle_async_request(request)
 
     def _speaking(self, stream: httpcore2.AsyncNetworkStream) -> httpcore2.AsyncConnectionInterface:
         tls = stream.get_extra_info("ssl_object")
         negotiated = tls is not None and tls.selected_alpn_protocol() == "h2"
+        if isinstance(stream, AsyncioStream):
+            stream.is_shared = negotiated or not self._http1
         cls = _HTTP2Connection if negotiated or not self._http1 else httpcore2.AsyncHTTP11Connection
         return cls(origin=self._origin, stream=stream, keepalive_expiry=self._keepalive_expiry)
 

@@ -81,6 +81,9 @@ class AsyncioStream(httpcore2.AsyncNetworkStream, asyncio.Protocol):
         self._write_paused = False
         self._ended = False
         self._error: Exception | None = None
+        self.is_shared = False
+        """Whether several calls write on it (HTTP/2). Then all that is to be written must get there, also when the call
+        that writes it is cancelled: the compression of headers counts on it (RFC 7541 section 2.2)."""
         self.has_surplus = False
         """Whether there was more on the connection than the response that was read last."""
 
@@ -105,7 +108,7 @@ class AsyncioStream(httpcore2.AsyncNetworkStream, asyncio.Protocol):
         if not buffer:
             return
         noted = sent_at.get()
-        if noted:
+        if noted and not self.is_shared:
             await self._hear()
         if self.has_ended:
             raise httpcore2.WriteError("the connection was closed")
@@ -161,6 +164,7 @@ class AsyncioStream(httpcore2.AsyncNetworkStream, asyncio.Protocol):
                 if secured is None:
                     raise ConnectionResetError("the server closed the connection during the handshake")
                 self._transport = secured
+                self.is_shared = secured.get_extra_info("ssl_object").selected_alpn_protocol() == "h2"
                 await self.hand_over()
         except BaseException:
             self._transport.abort()
