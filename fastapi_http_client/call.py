@@ -39,7 +39,6 @@ class Call:
     resends = 0  # requests already sent for this call: retries, redirects and 401 replays
     idempotency_key: str | None = None
     at_home = False  # whether its address is surely at home: a path below the client's base URL
-    home = True  # whether this hop goes to one of the client's own origins
     hung = False  # whether the upstream had used up the whole limit of the attempt that was cut off
     waits_for_body = False  # for the next part of a body that the caller produces
     outcome: HTTPResponse | HTTPClientError | None = None  # of an attempt that the pipeline did not make itself
@@ -93,6 +92,10 @@ class Call:
     def fits(self, wait: float) -> bool:
         """Whether a wait of so many seconds ends before the call's limit."""
         return self.deadline is None or self.clock.monotonic() + wait < self.deadline
+
+    def is_home(self, request: httpx.Request) -> bool:
+        """Whether a request of the call goes to one of the client's own origins. Several may be under way at once."""
+        return origin(request.url) in self.origins
 
     def attach(self, request: httpx.Request) -> httpx.Request:
         request.extensions[KEY] = self

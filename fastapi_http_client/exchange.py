@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from fastapi_http_client.arguments import awaitable
-from fastapi_http_client.call import Call, origin
+from fastapi_http_client.call import Call
 from fastapi_http_client.clock import SYSTEM_CLOCK
 from fastapi_http_client.engine.errors import ResponseTooLargeError
 from fastapi_http_client.engine.request import check_head
@@ -51,10 +51,10 @@ class ExchangeStep:
         client.lifecycle.check_open()
         hooks = client.event_hooks
         call.waits_for_body = False
-        goes_home = bool(hooks["request"]) and origin(request.url) in call.origins
+        goes_home = bool(hooks["request"]) and call.is_home(request)
         for hook in hooks["request"]:
             await awaitable(hook(request), "event_hooks: request")
-        if goes_home and origin(request.url) not in call.origins:
+        if goes_home and not call.is_home(request):
             raise HTTPRequestError(
                 described(request, "refused: a request hook sends it, with the client's credential, to another origin"),
                 request=request,

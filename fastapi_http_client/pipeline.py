@@ -76,7 +76,7 @@ def build(client: AsyncHTTPClient) -> tuple[Handler, tuple[str, ...]]:
         # once per call
         Deadline(),
         *(UserMiddleware(middleware, client) for middleware in client.middlewares),
-        Redirects(config.max_redirects, client.cookies if config.persist_cookies else None),
+        Redirects(client),
         None if retries_itself else UserMiddleware(RetryMiddleware(), client),
         # once per attempt
         OwnCopy(client),
@@ -209,10 +209,9 @@ class OwnCopy:
         call = Call.of(request)
         if call.outcome is not None:
             return made_already(call)
-        call.home = origin(request.url) in call.origins
         try:
             copy = wire_copy(request)
-            if not call.home:
+            if not call.is_home(request):
                 self._strip(copy)
             response = await call_next(copy)
         except HTTPClientError as error:
@@ -258,7 +257,7 @@ class CircuitBreaking:
         self._breaker = breaker
 
     async def __call__(self, request: httpx.Request, call_next: Handler) -> HTTPResponse:
-        if not Call.of(request).home:
+        if not Call.of(request).is_home(request):
             return await call_next(request)
         try:
             request.extensions[_TICKET] = await self._admit(lease(request, self._breaker))
@@ -284,11 +283,11 @@ class CircuitBreaking:
                 response.stream.when_done(functools.partial(self._record_body, request.extensions.pop(_TICKET)))
             return response
         except HTTPRequestError as error:
-            if call.home:  # and not one of an auth flow to somebody else
+            if call.is_home(error.request):  # and not one of an auth flow to somebody else
                 outcome = outcome_of_error(error)
             raise
         except asyncio.CancelledError:
-            if call.hung and call.home:
+            if call.hung:
                 outcome = Outcome.FAILURE
             raise
         finally:
@@ -371,23 +370,23 @@ class RateLimiting:
     async def __call__(self, request: httpx.Request, call_next: Handler) -> HTTPResponse:
         call = Call.of(request)
         try:
-            waited = await self._wait(call)
+            waited = await self._wait(call, call.is_home(request))
         except RateLimitError as error:
             raise _refused(error, request, str(error)) from None
         if waited > 0:
             report_limiter_wait(call.client_name, waited)
             await self._ask_circuit_again(request)
         response = await call_next(request)
-        if call.home:
+        if call.is_home(response.request):
             self._server_limit.note(response)
         return response
 
-    async def _wait(self, call: Call) -> float:
+    async def _wait(self, call: Call, is_home: bool) -> float:
         server_limit, limiter = self._server_limit, self._limiter
-        waited = await server_limit.wait(self._most(call)) if call.home and server_limit.is_pausing else 0.0
+        waited = await server_limit.wait(self._most(call)) if is_home and server_limit.is_pausing else 0.0
         if limiter is not None:
             waited += await limiter.acquire(max_wait=self._most(call))
-            if call.home and server_limit.is_pausing:  # it has begun while we were in line
+            if is_home and server_limit.is_pausing:  # it has begun while we were in line
                 waited += await server_limit.wait(self._most(call))
         return waited
 
@@ -421,7 +420,7 @@ class Authentication:
     async def __call__(self, request: httpx.Request, call_next: Handler) -> HTTPResponse:
         call = Call.of(request)
         auth = call.auth
-        if auth is None or not call.home:
+        if auth is None or not call.is_home(request):
             return await call_next(request)
         try:
             if isinstance(auth, OAuth2ClientCredentials):
@@ -464,7 +463,6 @@ class Authentication:
         """Any other `httpx.Auth`, by httpx's own protocol: the flow sees each response and may ask for one more."""
         if auth.requires_request_body:
             await request.aread()
-        call = Call.of(request)
         signed = request
         flow = auth.async_auth_flow(request)
         try:
@@ -472,7 +470,6 @@ class Authentication:
             history: list[httpx.Response] = []
             while True:
                 # The flow may ask an identity provider elsewhere: with what it writes itself, and nothing of ours.
-                call.home = origin(request.url) in call.origins
                 response = await call_next(_in_place_of(signed, request))
                 response.history = [*history]
                 try:
@@ -511,7 +508,7 @@ class AttemptTimeout:
                 return await call_next(request)
         except asyncio.CancelledError as cancelled:
             # The limit of the whole call, when it is no longer than this one, strikes first.
-            call.hung = has_hung(SYSTEM_CLOCK.monotonic() - began, limit, call, cancelled)
+            call.hung = call.is_home(request) and has_hung(SYSTEM_CLOCK.monotonic() - began, limit, call, cancelled)
             raise
         except TimeoutError as error:
             if not scope.expired():

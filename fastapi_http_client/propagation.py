@@ -110,7 +110,7 @@ class Propagation:
 
     async def __call__(self, request: httpx.Request, call_next: Handler) -> HTTPResponse:
         call = Call.of(request)
-        if call.home:
+        if call.is_home(request):
             self._write(request, call)
         else:
             self._strip(request.headers)

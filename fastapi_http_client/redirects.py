@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
 from urllib.parse import unquote_plus
 
 import httpx
@@ -9,9 +10,12 @@ import httpx
 from fastapi_http_client.call import Call, Handler, origin
 from fastapi_http_client.config import is_port
 from fastapi_http_client.errors import HTTPRequestError, also
+from fastapi_http_client.failures import described
 from fastapi_http_client.models import HTTPResponse
-from fastapi_http_client.redaction import redact_url
 from fastapi_http_client.retry import is_replayable
+
+if TYPE_CHECKING:
+    from fastapi_http_client.client import AsyncHTTPClient
 
 # What a hop to a foreign origin still carries. All else may be a credential, or tell a stranger whom we know.
 HARMLESS = frozenset({"accept", "accept-encoding", "accept-language", "cache-control", "connection", "user-agent"})
@@ -23,13 +27,11 @@ class Redirects:
 
     name = "redirects"
 
-    def __init__(self, max_redirects: int, cookies: httpx.Cookies | None) -> None:
-        """`cookies` is the jar when cookies are kept between calls, else None."""
-        self._max = max_redirects
-        self._cookies = cookies
+    def __init__(self, client: AsyncHTTPClient) -> None:
+        self._client = client
 
     async def __call__(self, request: httpx.Request, call_next: Handler) -> HTTPResponse:
-        call = Call.of(request)
+        client, call = self._client, Call.of(request)
         history: list[httpx.Response] = []
         while True:
             response = await call_next(request)
@@ -47,17 +49,18 @@ class Redirects:
             if following is None:
                 return response
             await response.aclose()
-            if len(history) >= self._max:
+            if len(history) >= client.max_redirects:
+                what = f"more than {client.max_redirects} redirects, the last one from here"
                 raise also(HTTPRequestError, httpx.TooManyRedirects)(
-                    f"more than {self._max} redirects, the last one from {redact_url(request.url)}",
+                    described(request, what, attempt=False),
                     request=request,
                     transient=False,
                     attempts=call.attempts,
                     client=call.client_name,
                 ) from httpx.TooManyRedirects("Exceeded maximum allowed redirects.")
-            if self._cookies is not None and origin(following.url) in {origin(request.url), *call.origins}:
+            if client.keeps_cookies and origin(following.url) in {origin(request.url), *call.origins}:
                 following.headers.pop("cookie", None)
-                self._cookies.set_cookie_header(following)
+                client.cookies.set_cookie_header(following)
             history.append(response)
             request = call.attach(following)
 
@@ -141,7 +144,7 @@ def _refused(
 ) -> HTTPRequestError:
     call = Call.of(request)
     return also(HTTPRequestError, as_httpx)(
-        f"redirect of {request.method} {redact_url(request.url)} refused: {why}",
+        described(request, f"redirect refused: {why}", attempt=False),
         request=request,
         transient=False,
         attempts=call.attempts,

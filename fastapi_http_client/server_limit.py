@@ -54,21 +54,28 @@ class ServerLimit:
     async def wait(self, max_wait: float | None) -> float:
         """Wait in line for the end of the pause, and return the seconds waited.
 
-        Raises `RateLimitError` at once when the pause is longer than `max_wait` seconds.
+        Raises `RateLimitError` as soon as the pause turns out to be longer than `max_wait` seconds.
         """
         arrived = self._clock.monotonic()
-        left = max(0.0, self._until + self._extra - arrived)
-        if max_wait is not None and left > max_wait:
-            raise RateLimitError(
-                f"the upstream has asked for a pause: {left:.3g} s are left of it, and {max_wait:.3g} s for the call",
-                retry_after=left,
-            )
+        self._left(arrived, max_wait)
         line = self._line = line_of_this_loop(self._line)
         turn = line.join(1)
         try:
             await turn
-            while (left := self._until + self._extra - self._clock.monotonic()) > 0:
+            # Anew after each wait: another response may have asked for a longer pause meanwhile.
+            while (left := self._left(arrived, max_wait)) > 0:
                 await self._clock.sleep(left)
         finally:
             line.leave(turn)
         return self._clock.monotonic() - arrived
+
+    def _left(self, arrived: float, max_wait: float | None) -> float:
+        """Seconds left of the pause, for a call that has come then and waits so long at most."""
+        now = self._clock.monotonic()
+        left = max(0.0, self._until + self._extra - now)
+        if max_wait is not None and left > (most := max_wait - (now - arrived)):
+            raise RateLimitError(
+                f"the upstream has asked for a pause: {left:.3g} s are left of it, and {most:.3g} s for the call",
+                retry_after=left,
+            )
+        return left

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import itertools
 import json
 import logging
@@ -962,3 +963,28 @@ async def test_registries_with_prefixes_of_their_own_share_nothing_in_a_store(se
         await call(breakers[0], Outcome.FAILURE)  # type: ignore[arg-type]
         assert await is_refused(breakers[0])  # type: ignore[arg-type]
         assert not await is_refused(breakers[1])  # type: ignore[arg-type]
+
+
+async def test_a_store_that_comes_and_goes_is_warned_of_again_after_a_minute(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = Link(MemoryStore())
+    loop = asyncio.get_running_loop()
+    with caplog.at_level(logging.INFO):
+        for now in (1000.0, 1050.0, 1100.0, 1150.0, 1200.0):
+            link.is_up = True
+            monkeypatch.setattr(loop, "time", lambda now=now: now)
+            link._set_down("it said no")
+    monkeypatch.undo()
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO", "WARNING", "INFO", "WARNING"]
+
+
+async def test_circuits_of_past_starts_no_longer_listen_to_the_store() -> None:
+    fleet = Fleet(MemoryStore())
+    config = ClientConfig(base_url="https://a.example", enable_circuit_breaker=True)
+    clients = HTTPClients({"a": config}, store=fleet)
+    for _ in range(3):
+        async with clients:
+            pass
+    gc.collect()
+    assert len(fleet.link.listeners) <= 1

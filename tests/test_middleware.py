@@ -27,6 +27,7 @@ from fastapi_http_client.errors import (
 )
 from fastapi_http_client.fake_clock import FakeClock
 from fastapi_http_client.middleware import LoggingMiddleware, Middleware
+from fastapi_http_client.rate_limiter import TokenBucketRateLimiter
 from tests.scripted import Script, Stream, client_of
 
 CANARY = "c4n4ry-s3cret"
@@ -528,3 +529,23 @@ async def test_a_hook_that_is_not_async_is_named(hook: str) -> None:
     script = Script(httpx.ConnectError("down") if hook == "process_error" else 200)
     with pytest.raises(TypeError, match=f"Mine.{hook}: must be an async function; it returned "):
         await with_middlewares(script, middleware).get("/", retry=False)
+
+
+@pytest.mark.parametrize("order", ["ours first", "theirs first"])
+async def test_requests_that_a_middleware_sends_at_once_do_not_get_each_others_credential(order: str) -> None:
+    class Mirror(Middleware):
+        async def handle(self, request: HTTPRequest, client: AsyncHTTPClient, call_next: Handler) -> HTTPResponse:
+            requests = [request, httpx.Request("GET", "https://stranger.example/")]
+            if order == "theirs first":
+                requests.reverse()
+            answers = await asyncio.gather(*map(call_next, requests))
+            return answers[requests.index(request)]
+
+    script = Script()
+    clock = FakeClock()
+    limiter = TokenBucketRateLimiter(20, 1, clock=clock)  # the second of the two has to wait
+    options = {"middlewares": [Mirror()], "auth": BearerAuth(CANARY), "rate_limiter": limiter}
+    async with client_of(script, options=options, clock=clock) as client:
+        await client.get("/")
+    credentials = {request.url.host: request.headers.get("authorization") for request in script.requests}
+    assert credentials == {"api.test": f"Bearer {CANARY}", "stranger.example": None}

@@ -50,8 +50,8 @@ def inbound(headers=INBOUND, **options):
 async def sent(step, *, context=None, headers=None, call=None, home=True, again=False):
     """The headers that a request has after the step, as a dict."""
     call = call or make_call()
-    call.home = home
-    request = call.attach(httpx.Request("GET", "http://up.example/", headers=headers))
+    host = "up.example" if home else "elsewhere.example"
+    request = call.attach(httpx.Request("GET", f"http://{host}/", headers=headers))
     before = set(httpx.Request("GET", "http://up.example/").headers)
     received = []
 
@@ -78,7 +78,7 @@ def make_call(clock=None):
         retry=True,
         follow_redirects=False,
         auth=None,
-        origins=frozenset(),
+        origins=frozenset({("http", "up.example", None)}),
     )
 
 

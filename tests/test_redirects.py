@@ -489,3 +489,21 @@ async def test_a_transport_that_gives_the_same_response_again_does_not_make_its_
     config = ClientConfig(follow_redirects=True)
     async with AsyncHTTPClient("http://api.test", config=config, transport=transport) as client:
         assert [len((await client.get("/")).history) for _ in range(3)] == [1, 1, 1]
+
+
+async def test_cookies_and_limits_that_are_set_on_the_client_count_for_redirects() -> None:
+    script, client = following(to("/b"), to("/c"), to("/d"), 200, persist_cookies=True)
+    client.cookies = {"session": "new"}  # type: ignore[assignment]
+    client.max_redirects = 2
+    with pytest.raises(httpx.TooManyRedirects, match=r"GET https://api\.test/c: more than 2 redirects"):
+        await client.get("/a")
+    assert script.sent("cookie") == ["session=new"] * 3
+
+
+async def test_a_refused_redirect_is_told_with_its_client_and_without_its_secrets() -> None:
+    script = Script(to("ftp://elsewhere.example/"))
+    options = {"name": "weather", "auth": APIKeyAuth(CANARY, query_param_name="appid")}
+    client = client_of(script, options=options, follow_redirects=True)
+    with pytest.raises(HTTPRequestError, match=r"weather: GET .*: redirect refused") as raised:
+        await client.get("/a", params={"appid": CANARY})
+    assert CANARY not in str(raised.value)

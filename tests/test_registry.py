@@ -423,6 +423,23 @@ async def test_closing_what_is_not_running_does_nothing() -> None:
     await clients.aclose()
 
 
+async def test_who_closes_while_they_are_being_closed_waits_for_the_same_end() -> None:
+    network = Network()
+    clients = HTTPClients()
+    clients.add("a", base_url="http://a", transport=network)
+    await clients.start()
+    call = asyncio.create_task(clients["a"].get("/"))
+    await network.asked.wait()
+    both = [asyncio.create_task(clients.aclose()) for _ in range(2)]
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not any(closing.done() for closing in both)
+    network.answer.set()
+    await asyncio.gather(*both)
+    assert (await call).status_code == 200
+    assert network.closed == 1
+
+
 async def test_an_error_in_the_body_closes_the_clients() -> None:
     network = open_network()
     clients = HTTPClients()

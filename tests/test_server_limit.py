@@ -11,6 +11,7 @@ from fastapi_http_client.client import AsyncHTTPClient
 from fastapi_http_client.config import ClientConfig
 from fastapi_http_client.errors import RateLimitError
 from fastapi_http_client.fake_clock import FakeClock
+from fastapi_http_client.server_limit import ServerLimit
 
 Answer = Callable[[httpx.Request], httpx.Response]
 
@@ -138,3 +139,19 @@ async def test_a_longer_pause_replaces_a_shorter_one_and_not_the_other_way_round
         assert clock.elapsed == pytest.approx(13.0)
         await client.get("/")
     assert clock.elapsed == pytest.approx(43.0)
+
+
+async def test_a_pause_that_grows_while_a_call_waits_is_not_waited_for_beyond_its_limit() -> None:
+    clock = FakeClock()
+    limit = ServerLimit(longest=60.0, jitter=0.0, clock=clock, chance=lambda: 0.0)
+    limit.note(httpx.Response(429, headers={"Retry-After": "1"}))
+
+    async def ask_for_more() -> None:
+        await clock.sleep(0.5)
+        limit.note(httpx.Response(429, headers={"Retry-After": "50"}))
+
+    more = asyncio.create_task(ask_for_more())
+    with pytest.raises(RateLimitError, match="asked for a pause"):
+        await limit.wait(max_wait=2.0)
+    await more
+    assert clock.elapsed <= 2.0

@@ -107,6 +107,7 @@ class HTTPClients:
         self._secrets_dir = secrets_dir
         self._store = store
         self._fleet: Fleet | None = None
+        self._closing: asyncio.Task[None] | None = None
         self._grace = shutdown_grace
         self._declared: dict[str, _Declared] = {}
         self._phase: Literal["new", "starting", "running", "closing", "closed"] = "new"
@@ -252,28 +253,29 @@ class HTTPClients:
     async def aclose(self) -> None:
         """Refuse new calls, wait up to `shutdown_grace` seconds for those in flight, close every client.
 
-        Once begun it is carried to its end, even if it is cancelled. Does nothing when nothing is running. Raises an
-        `ExceptionGroup` of what went wrong, after all clients were closed.
+        Once begun it is carried to its end, even if it is cancelled; whoever calls it meanwhile waits for the same end.
+        Does nothing when nothing is running. Raises an `ExceptionGroup` of what went wrong, after all clients were
+        closed.
         """
-        if not self.is_running:
-            return
-        clients, self._clients = self._clients, {}
-        self._phase = "closing"
-        try:
+        if self.is_running:
+            clients, self._clients = self._clients, {}
+            self._phase = "closing"
+            self._closing = asyncio.get_running_loop().create_task(self._close_all(clients))
+        if self._closing is not None:
             # Two kinds of cancellation: a task's own, and a cancel scope's, which would come back at every await.
             with anyio.CancelScope(shield=True):
-                await shielded(self._close_all(clients))
-        finally:
-            self._phase = "closed"
-            self._fleet = None
-            self._settings = None
+                await shielded(self._closing)
 
     async def _close_all(self, clients: Mapping[str, AsyncHTTPClient]) -> None:
         try:
             await _close(clients, self._grace)
         finally:
-            if self._fleet is not None:
-                await self._fleet.aclose()
+            try:
+                if self._fleet is not None:
+                    await self._fleet.aclose()
+            finally:
+                self._phase = "closed"
+                self._closing = self._fleet = self._settings = None
 
     async def __aenter__(self) -> Self:
         await self.start()

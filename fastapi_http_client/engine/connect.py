@@ -56,6 +56,7 @@ async def _start_tls(
     transport = connection.transport
     if transport is None:
         raise ConnectionResetError("the server closed the connection, or spoke, before the handshake")
+    context.set_alpn_protocols(["http/1.1"])  # others use it too, and httpcore may have offered HTTP/2 with it
     try:
         secured = await loop.start_tls(transport, connection, context, server_hostname=server_hostname)
         if secured is None:

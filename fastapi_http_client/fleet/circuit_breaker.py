@@ -47,6 +47,7 @@ class FleetCircuitBreaker(CircuitBreaker):
     is_shared = True
 
     __slots__ = (
+        "__weakref__",
         "_asking",
         "_failed_since",
         "_flush",
@@ -82,7 +83,7 @@ class FleetCircuitBreaker(CircuitBreaker):
         self._syncing: asyncio.Task[None] | None = None
         self._telling: set[asyncio.Task[None]] = set()  # what the next call has to wait for
         self._flush: asyncio.TimerHandle | None = None
-        link.on_change.append(self._link_changed)
+        link.listeners.add(self)
 
     @property
     def state(self) -> CircuitState:
@@ -304,7 +305,7 @@ class FleetCircuitBreaker(CircuitBreaker):
             self._recovers_at = now + view.wait / 1e6
         self._tell(self._shown, now)
 
-    def _link_changed(self) -> None:
+    def link_changed(self) -> None:
         """The store went away, or came back."""
         now = self._clock.monotonic()
         if not self._link.is_up and self._view is not None:

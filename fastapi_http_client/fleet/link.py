@@ -14,8 +14,9 @@ import contextlib
 import logging
 import os
 import secrets
-from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+import weakref
+from collections.abc import Coroutine
+from typing import Any, Protocol, TypeVar
 
 from fastapi_http_client.stores.base import Store
 
@@ -39,6 +40,12 @@ class StoreUnavailableError(Exception):
     """The store has not answered in time: decide locally. Never seen by a caller of the package."""
 
 
+class LinkListener(Protocol):
+    """Who wants to know, as long as somebody uses it, when the store goes away or comes back."""
+
+    def link_changed(self) -> None: ...
+
+
 class Link:
     """One process's way to the store.
 
@@ -50,7 +57,7 @@ class Link:
         self.store = store
         self.is_up = False
         self.member = f"{os.getpid()}-{secrets.token_hex(4)}"
-        self.on_change: list[Callable[[], None]] = []
+        self.listeners: weakref.WeakSet[LinkListener] = weakref.WeakSet()
         self._fixed = processes
         self._seen = ASSUMED
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -164,15 +171,16 @@ class Link:
         self._tell()
 
     def _tell(self) -> None:
-        for listener in tuple(self.on_change):
-            listener()
+        for listener in tuple(self.listeners):
+            listener.link_changed()
 
     def _warn(self, reason: str) -> None:
         now = asyncio.get_running_loop().time()
-        level = logging.WARNING if now - self._warned_at > QUIET else logging.INFO
-        self._warned_at = now
+        is_news = now - self._warned_at > QUIET
+        if is_news:
+            self._warned_at = now
         logger.log(
-            level,
+            logging.WARNING if is_news else logging.INFO,
             "the store (%s) is away: %s; until it is back each process decides for itself, with 1/%d of the limits",
             self.store.place,
             reason,

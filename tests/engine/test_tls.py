@@ -7,7 +7,7 @@ import os
 import ssl
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import httpx
@@ -79,11 +79,18 @@ async def test_plain_text_on_a_tls_port_is_a_connect_error(make_client: MakeClie
 
 
 async def test_a_negotiated_protocol_other_than_http_1_is_a_connect_error(
-    make_client: MakeClient, server_context: ssl.SSLContext, client_context: ssl.SSLContext
+    make_client: MakeClient, server_context: ssl.SSLContext, authority: trustme.CA
 ) -> None:
+    class Shared(ssl.SSLContext):
+        """One on which another client sets its own protocols at the same moment."""
+
+        def set_alpn_protocols(self, alpn_protocols: Iterable[str]) -> None:
+            super().set_alpn_protocols(["h2", "http/1.1"])
+
     server_context.set_alpn_protocols(["h2"])
-    client_context.set_alpn_protocols(["h2", "http/1.1"])
-    async with serve(answer(OK), ssl_context=server_context) as up, make_client(ssl_context=client_context) as client:
+    shared = Shared(ssl.PROTOCOL_TLS_CLIENT)
+    authority.configure_trust(shared)
+    async with serve(answer(OK), ssl_context=server_context) as up, make_client(ssl_context=shared) as client:
         with pytest.raises(httpx.ConnectError, match="negotiated h2"):
             await client.get(up.url())
         await up.all_closed()
@@ -170,3 +177,12 @@ async def test_an_early_refusal_of_an_upload_can_be_read(
                 status = (await client.put(refusing_url, content=bytes(3_000_000))).status_code
                 break
     assert status == 413
+
+
+async def test_a_context_with_which_others_offer_http2_still_speaks_http1(
+    make_client: MakeClient, server_context: ssl.SSLContext, client_context: ssl.SSLContext
+) -> None:
+    server_context.set_alpn_protocols(["h2", "http/1.1"])
+    client_context.set_alpn_protocols(["h2", "http/1.1"])  # as httpcore does with the context that it is given
+    async with serve(answer(OK), ssl_context=server_context) as up, make_client(ssl_context=client_context) as client:
+        assert (await client.get(up.url())).text == "ok"
