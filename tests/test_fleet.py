@@ -988,3 +988,52 @@ async def test_circuits_of_past_starts_no_longer_listen_to_the_store() -> None:
             pass
     gc.collect()
     assert len(fleet.link.listeners) <= 1
+
+
+async def test_a_store_that_has_forgotten_the_processes_makes_no_share_larger(monkeypatch: pytest.MonkeyPatch) -> None:
+    link, now = Link(MemoryStore()), 1000.0
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now)
+    link._count(4)
+    link._set_up()
+    link._set_down("it was killed")
+    link._set_up()
+    link._count(1)  # the others have not been there yet
+    assert link.processes == 4
+    link._set_down("it was killed again")
+    assert link.processes == 4
+    link._set_up()
+    now += 6.0
+    link._count(2)
+    assert link.processes == 2
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+class Breakable(MemoryStore):
+    is_broken = False
+
+    async def connect(self) -> None:
+        if self.is_broken:
+            raise ConnectionError
+
+
+async def test_an_outage_that_began_quietly_is_warned_of_when_it_goes_on(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastapi_http_client.fleet.link.QUIET", 0.3)
+    store = Breakable()
+    link = Link(store)
+    await link.open()
+    with caplog.at_level(logging.INFO):
+        link._set_down("a moment")
+        await until(lambda: link.is_up)
+        store.is_broken = True
+        link._set_down("for long")
+        await until(lambda: len([r for r in caplog.records if r.levelname == "WARNING"]) == 2)
+    await link.aclose()
+    shown = [(record.levelname, "for long" in record.getMessage()) for record in caplog.records]
+    assert shown == [("WARNING", False), ("INFO", False), ("INFO", True), ("WARNING", True)]

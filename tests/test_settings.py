@@ -737,6 +737,7 @@ def test_variables_that_may_have_been_meant_for_a_client_are_warned_about(
             "HTTP_CLIENTS_STORE_PROCESSES": "4",
             "HTTP_CLIENT_STORE": "redis://localhost",
             "HTTP_CLIENTS_STORE_PREFX": "x",
+            "HTTP_CLIENTS_STOER": "redis://localhost",
             "MY_STORE": "redis://localhost",
         }
     )
@@ -750,6 +751,7 @@ def test_variables_that_may_have_been_meant_for_a_client_are_warned_about(
         "HTTP_CLENT__GITHUB__TIMEOUT is set and not read; was HTTP_CLIENT__GITHUB__TIMEOUT meant?",
         "HTTP_CLIENT_STORE is set and not read; was HTTP_CLIENTS_STORE meant?",
         "HTTP_CLIENTS_STORE_PREFX is set and not read; was HTTP_CLIENTS_STORE_PREFIX meant?",
+        "HTTP_CLIENTS_STOER is set and not read; was HTTP_CLIENTS_STORE meant?",
     ]
 
 

@@ -40,6 +40,8 @@ from fastapi_http_client.errors import (
 from fastapi_http_client.redaction import printable
 
 MEDIA_TYPE = "application/problem+json"
+LONGEST_RETRY_AFTER = 3600
+"""Seconds that our own callers are asked to wait at most, whatever an upstream has asked of us."""
 
 _logger = logging.getLogger("fastapi_http_client.problems")
 
@@ -165,7 +167,7 @@ class ProblemResponses:
         headers = {"Cache-Control": "no-store"}
         seconds = retry_after_of(error)
         if seconds is not None and math.isfinite(seconds):
-            headers["Retry-After"] = str(max(1, math.ceil(seconds)))
+            headers["Retry-After"] = str(min(max(1, math.ceil(seconds)), LONGEST_RETRY_AFTER))
         return JSONResponse(content, status_code=kind.status, headers=headers, media_type=MEDIA_TYPE)
 
 

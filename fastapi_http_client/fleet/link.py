@@ -60,6 +60,8 @@ class Link:
         self.listeners: weakref.WeakSet[LinkListener] = weakref.WeakSet()
         self._fixed = processes
         self._seen = ASSUMED
+        self._trusts_from = float("-inf")  # when a store has heard of all processes; infinite while it is away
+        self._kept_quiet: str | None = None  # why the store is away, when that was not news enough for a warning
         self._tasks: set[asyncio.Task[Any]] = set()
         self._watcher: asyncio.Task[None] | None = None
         self._wake: asyncio.Event | None = None
@@ -158,13 +160,26 @@ class Link:
 
     def _set_up(self) -> None:
         self._slow = 0
+        self._kept_quiet = None
+        if self._trusts_from == float("inf"):
+            self._trusts_from = asyncio.get_running_loop().time() + PRESENCE / 1e6
         self.is_up = True
         self._tell()
+
+    def _count(self, seen: int) -> None:
+        """So many processes have said to the store that they are there.
+
+        A store that lost everything has not heard of all of them at once. Until it has, the number only grows: should
+        the store go away again, each process would take too large a share.
+        """
+        settled = asyncio.get_running_loop().time() >= self._trusts_from
+        self._seen = seen if settled else max(seen, self._seen)
 
     def _set_down(self, reason: str) -> None:
         if not self.is_up:
             return
         self.is_up = False
+        self._trusts_from = float("inf")
         if self._wake is not None:
             self._wake.set()
         self._warn(reason)
@@ -177,6 +192,7 @@ class Link:
     def _warn(self, reason: str) -> None:
         now = asyncio.get_running_loop().time()
         is_news = now - self._warned_at > QUIET
+        self._kept_quiet = None if is_news else reason
         if is_news:
             self._warned_at = now
         logger.log(
@@ -202,7 +218,10 @@ class Link:
                 await self._is_well()
             except Exception as error:
                 logger.debug("the store (%s) is still away: %s", self.store.place, _reason(error))
+                if self._kept_quiet and asyncio.get_running_loop().time() - self._warned_at > QUIET:
+                    self._warn(self._kept_quiet)
             else:
+                beat = FIRST_HEARTBEAT
                 logger.info("the store (%s) is back", self.store.place)
                 self._set_up()
 
@@ -219,7 +238,7 @@ class Link:
 
     async def _beat(self) -> None:
         with contextlib.suppress(StoreUnavailableError):
-            self._seen = await self.ask(self.store.presence("processes", member=self.member, lease=PRESENCE))
+            self._count(await self.ask(self.store.presence("processes", member=self.member, lease=PRESENCE)))
 
     async def _is_well(self) -> None:
         """Raises when it does not answer, or not fast enough."""
@@ -229,7 +248,7 @@ class Link:
             await self.store.connect()
             for _ in range(2):  # the second one at the latest finds an open connection
                 started = loop.time()
-                self._seen = await self.store.presence("processes", member=self.member, lease=PRESENCE)
+                self._count(await self.store.presence("processes", member=self.member, lease=PRESENCE))
                 elapsed = loop.time() - started
         if elapsed > SLOW:
             raise TimeoutError(f"it takes {elapsed * 1000:.0f} ms")

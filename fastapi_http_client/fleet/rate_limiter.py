@@ -253,11 +253,13 @@ class FleetRateLimiter(TokenBucketRateLimiter):
     # -- our own share -------------------------------------------------------------------------------------------
 
     def _share(self) -> None:
-        """A bucket of our own for when the store is away."""
+        """A bucket of our own for when the store is away, as full as it was when there were more or fewer of us."""
         if self._processes != self._link.processes:
             self._processes = self._link.processes
             self._local_burst = max(self._burst // self._processes, 1)
-            self._bucket = TokenBucket(self._rate / self._processes, self._local_burst)
+            self._bucket = self._bucket.resized(
+                self._rate / self._processes, self._local_burst, self._clock.monotonic()
+            )
 
     def _take_own(self, tokens: int, now: float) -> float:
         if tokens > self._local_burst:  # it would never hold so many: a larger one, no fuller than it is

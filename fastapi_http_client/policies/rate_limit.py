@@ -30,6 +30,13 @@ class TokenBucket:
         self._credit = self._capacity
         self._settled = 0  # the tick up to which credit has been earned
 
+    def resized(self, rate: float, burst: int, now: float) -> TokenBucket:
+        """A bucket for another limit, as full as this one."""
+        other = TokenBucket(rate, burst)
+        other._credit = self._earn(now) * other._capacity // self._capacity
+        other._settled = self._settled
+        return other
+
     def take(self, tokens: int, now: float) -> float:
         """Takes the tokens and returns 0.0, or takes none and returns the seconds until there will be enough."""
         credit = self._earn(now)

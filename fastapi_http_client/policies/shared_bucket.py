@@ -44,7 +44,8 @@ class Grant:
 
 
 class SharedBucket:
-    """A bucket that starts full. Every `now` is a time in whole microseconds; a clock that goes back earns nothing."""
+    """A bucket that starts full. Every `now` is a time in whole microseconds; a clock that goes back earns nothing, and
+    then goes on from there."""
 
     __slots__ = ("_capacity", "_credit", "_settled")
 
@@ -75,7 +76,7 @@ class SharedBucket:
         if granted:
             credit -= granted * limit.price
             wait = _microseconds(max(-credit, 0), limit)
-        if granted or returned:
+        if granted or returned or now < self._settled:
             self._capacity, self._credit, self._settled = limit.capacity, credit, now
         return Grant(granted, wait)
 

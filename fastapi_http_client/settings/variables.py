@@ -143,8 +143,9 @@ def perhaps_meant(prefix: str, name: str, clients: Iterable[str]) -> str | None:
     """The variable of one of these clients that another one may have been meant for. It may be somebody else's too."""
     if near_miss(prefix, name, "") is not None:  # an error already
         return None
-    if normalise(name).startswith("http_client") and "store" in normalise(name):
-        return closest(name.upper(), [STORE, STORE_KEY, STORE_PREFIX, STORE_PROCESSES], cutoff=0.85)
+    store = closest(name.upper(), [STORE, STORE_KEY, STORE_PREFIX, STORE_PROCESSES], cutoff=0.85)
+    if store is not None and SEPARATOR not in name:
+        return store
     return _with_single_underscores(prefix, name, clients) or _with_misspelled_prefix(prefix, name)
 
 

@@ -1,6 +1,6 @@
 -- One decision of a circuit that many processes share: `policies/circuit_breaker.py` in Lua, see there.
 --
--- KEYS[1]  a hash: state (closed, open, half_open), epoch, failures (in a row), recovers_at (us),
+-- KEYS[1]  a hash: state (closed, open, half_open), epoch, failures (in a row), recovers_at (us), written (us),
 --          probe:<name> = end of its lease (us), and with a failure rate: start, newest, calls:<n>, failed:<n> (window)
 -- ARGV     operation; failure threshold, recovery timeout (us), probes, a tenth of the window (us), minimum of calls,
 --          failure rate ('' for none); seconds to keep what is not used; then by operation
@@ -24,11 +24,8 @@ local c = {state = 'closed', epoch = now, failures = 0, recovers_at = 0, probes 
 local changed = true
 
 local function read()
-  local raw = redis.pcall('HGETALL', KEYS[1])
-  if raw.err then -- somebody else's value of another type
-    redis.call('DEL', KEYS[1])
-    return
-  end
+  expect('hash')
+  local raw = redis.call('HGETALL', KEYS[1])
   local fields = {}
   for i = 1, #raw, 2 do
     fields[raw[i]] = raw[i + 1]
@@ -37,18 +34,21 @@ local function read()
   if not epoch or (state ~= 'closed' and state ~= 'open' and state ~= 'half_open') then
     return
   end
-  changed = false
+  -- When the server's clock has gone back since, so do the times that were written by it: a circuit must not stay open
+  -- for as long as the clock needs to catch up.
+  local back = math.max((tonumber(fields.written) or 0) - now, 0)
+  changed = back > 0
   c.state, c.epoch = state, epoch
   c.failures = tonumber(fields.failures) or 0
-  c.recovers_at = tonumber(fields.recovers_at) or 0
+  c.recovers_at = (tonumber(fields.recovers_at) or back) - back
   for name, value in pairs(fields) do
     local probe = string.match(name, '^probe:(.*)$')
     if probe then
-      c.probes[probe] = tonumber(value) or 0
+      c.probes[probe] = (tonumber(value) or back) - back
     end
   end
   if fields.start then
-    c.window = {start = tonumber(fields.start), newest = tonumber(fields.newest)}
+    c.window = {start = tonumber(fields.start) - back, newest = tonumber(fields.newest)}
     for n = 0, BUCKETS - 1 do
       c.window['calls:' .. n] = tonumber(fields['calls:' .. n])
       c.window['failed:' .. n] = tonumber(fields['failed:' .. n])
@@ -58,7 +58,9 @@ end
 
 local function write()
   local last = math.max(now, c.recovers_at)
-  local fields = {'state', c.state, 'epoch', digits(c.epoch), 'failures', digits(c.failures)}
+  local fields = {
+    'state', c.state, 'epoch', digits(c.epoch), 'failures', digits(c.failures), 'written', digits(now),
+  }
   local function add(name, number)
     fields[#fields + 1] = name
     fields[#fields + 1] = digits(number)

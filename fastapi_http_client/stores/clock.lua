@@ -8,7 +8,3 @@ end
 local function keep_for(us)
   redis.call('PEXPIRE', KEYS[1], math.max(1, math.ceil(us / 1000)))
 end
-
-local function digits(number)
-  return string.format('%.0f', number)
-end

@@ -8,17 +8,15 @@ local price, capacity, scale = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(AR
 local least, most, ahead, returned = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local now = now_in_us()
 
-local stored = redis.pcall('GET', KEYS[1])
-if type(stored) == 'table' then -- somebody else's value of another type
-  redis.call('DEL', KEYS[1])
-  stored = false
-end
-local credit, settled, size = string.match(stored or '', '^(-?%d+) (%d+) (%d+)$')
+expect('string')
+local credit, settled, size = string.match(redis.call('GET', KEYS[1]) or '', '^(-?%d+) (%d+) (%d+)$')
+local went_back = false -- the server's clock, since then
 if credit then
   credit, settled, size = tonumber(credit), tonumber(settled), tonumber(size)
   if size ~= capacity and size > 0 then -- the limit was changed: as full as before, in other ticks
     credit = math.floor(credit * (capacity / size))
   end
+  went_back = settled > now
   credit = math.min(capacity, credit + math.max(now - settled, 0) * scale)
 else
   credit = capacity
@@ -44,7 +42,7 @@ if granted > 0 then
   wait = math.ceil(math.max(-credit, 0) / scale)
 end
 
-if granted > 0 or returned > 0 then -- a refusal changes nothing that time does not
+if granted > 0 or returned > 0 or went_back then -- a refusal changes nothing that time does not
   if credit >= capacity then
     redis.call('DEL', KEYS[1])
   else

@@ -5,12 +5,12 @@
 -- returns  how many there are
 
 local now, lease = now_in_us(), tonumber(ARGV[2])
-local added = redis.pcall('ZADD', KEYS[1], digits(now + lease), ARGV[1])
-if type(added) == 'table' then -- somebody else's value of another type
-  redis.call('DEL', KEYS[1])
-  redis.call('ZADD', KEYS[1], digits(now + lease), ARGV[1])
-end
+expect('zset')
+redis.call('ZADD', KEYS[1], digits(now + lease), ARGV[1])
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', digits(now))
+if lease > 0 then -- nobody's ends later than ours, unless it was written before the server's clock went back
+  redis.call('ZREMRANGEBYSCORE', KEYS[1], '(' .. digits(now + lease), '+inf')
+end
 local last = redis.call('ZRANGE', KEYS[1], -1, -1, 'WITHSCORES')
 if last[2] then
   keep_for(last[2] - now)

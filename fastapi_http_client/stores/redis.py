@@ -32,7 +32,7 @@ class Script:
     """A script by its digest, with the lines before it that all scripts share."""
 
     def __init__(self, name: str, prelude: str) -> None:
-        self.text = f"{prelude}\n{_read(name)}"
+        self.text = "\n".join((prelude, _read("common"), _read(name)))
         self.digest = sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
 

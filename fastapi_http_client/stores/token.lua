@@ -1,6 +1,6 @@
 -- A token that one process fetches for all.
 --
--- KEYS[1]  a hash: value (encrypted), version, expires (us); holder and lock_ends (us) while somebody fetches
+-- KEYS[1]  a hash: value (encrypted), version, expires (us); holder and lock_ends (us) while somebody fetches; written (us)
 -- ARGV     operation, holder; then by operation
 --            get      version that is not wanted (0: none), lease (us)
 --            put      value, lifetime (us)
@@ -10,17 +10,19 @@
 local operation, holder = ARGV[1], ARGV[2]
 local now = now_in_us()
 
-local raw = redis.pcall('HGETALL', KEYS[1])
-if raw.err then -- somebody else's value of another type
-  redis.call('DEL', KEYS[1])
-  raw = {}
-end
+expect('hash')
+local raw = redis.call('HGETALL', KEYS[1])
 local token = {}
 for i = 1, #raw, 2 do
   token[raw[i]] = raw[i + 1]
 end
-local version, expires = tonumber(token.version) or 0, tonumber(token.expires) or 0
-local lock_ends = tonumber(token.lock_ends) or 0
+-- When the server's clock has gone back since, so do the times that were written by it.
+local back = math.max((tonumber(token.written) or 0) - now, 0)
+local version, expires = tonumber(token.version) or 0, (tonumber(token.expires) or back) - back
+local lock_ends = (tonumber(token.lock_ends) or back) - back
+if back > 0 then
+  redis.call('HSET', KEYS[1], 'expires', digits(expires), 'lock_ends', digits(lock_ends), 'written', digits(now))
+end
 local is_free = not token.holder or token.holder == holder or lock_ends <= now
 
 if operation == 'get' then
@@ -31,7 +33,7 @@ if operation == 'get' then
     return {'wait', lock_ends - now}
   end
   local lease = tonumber(ARGV[4])
-  redis.call('HSET', KEYS[1], 'holder', holder, 'lock_ends', digits(now + lease))
+  redis.call('HSET', KEYS[1], 'holder', holder, 'lock_ends', digits(now + lease), 'written', digits(now))
   keep_for(math.max(expires - now, lease))
   return {'fetch'}
 end
@@ -43,7 +45,9 @@ if operation == 'put' then
   local lifetime = tonumber(ARGV[4])
   version = math.max(now, version + 1)
   redis.call('DEL', KEYS[1])
-  redis.call('HSET', KEYS[1], 'value', ARGV[3], 'version', digits(version), 'expires', digits(now + lifetime))
+  redis.call(
+    'HSET', KEYS[1], 'value', ARGV[3], 'version', digits(version), 'expires', digits(now + lifetime), 'written', digits(now)
+  )
   keep_for(lifetime)
   return digits(version)
 end

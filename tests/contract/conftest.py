@@ -17,15 +17,19 @@ def server() -> Iterator[ValkeyProcess]:
         yield process
 
 
+@pytest.fixture
+async def redis(server: ValkeyProcess) -> AsyncIterator[TimedRedis]:
+    timed = TimedRedis(server.url, next(_prefixes))
+    await timed.store.connect()
+    yield timed
+    await timed.store.aclose()
+    timed.close()
+
+
 @pytest.fixture(params=["memory", "valkey"])
-async def timed(request: pytest.FixtureRequest) -> AsyncIterator[Timed]:
+def timed(request: pytest.FixtureRequest) -> Timed:
     """Each store in turn."""
     if request.param == "memory":
-        yield TimedMemory()
-        return
-    server: ValkeyProcess = request.getfixturevalue("server")
-    redis = TimedRedis(server.url, next(_prefixes))
-    await redis.store.connect()
-    yield redis
-    await redis.store.aclose()
-    redis.close()
+        return TimedMemory()
+    redis: TimedRedis = request.getfixturevalue("redis")
+    return redis

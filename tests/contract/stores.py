@@ -17,7 +17,6 @@ START = 1_000_000_000_000_000  # µs
 _TEST_TIME = """
 local function now_in_us() return tonumber(redis.call('GET', 'test:now')) end
 local function keep_for(us) redis.call('PEXPIRE', KEYS[1], 3600000) end
-local function digits(number) return string.format('%.0f', number) end
 """
 
 
@@ -46,14 +45,14 @@ class _RedisStoreOnTestTime(RedisStore):
 
 class TimedRedis:
     def __init__(self, url: str, prefix: str) -> None:
-        self._admin: Any = Redis.from_url(url)
+        self.admin: Any = Redis.from_url(url)
         self._now = START
-        self._admin.set("test:now", self._now)
+        self.admin.set("test:now", self._now)
         self.store: Store = _RedisStoreOnTestTime(url, prefix=prefix)
 
     def advance(self, us: int) -> None:
         self._now += us
-        self._admin.set("test:now", self._now)
+        self.admin.set("test:now", self._now)
 
     def close(self) -> None:
-        self._admin.close()
+        self.admin.close()

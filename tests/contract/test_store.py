@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+from redis.exceptions import OutOfMemoryError
+
 from fastapi_http_client.policies.circuit_breaker import CircuitState
 from fastapi_http_client.policies.shared_bucket import Grant, Limit
-from fastapi_http_client.stores.base import CircuitRules
-from tests.contract.stores import Timed
+from fastapi_http_client.stores.base import CircuitRules, TokenAnswer
+from tests.contract.stores import Timed, TimedRedis
 
 SECOND = 1_000_000
 TEN_A_SECOND = Limit.of(10, 5)
@@ -258,3 +261,61 @@ async def test_processes_are_counted_while_they_say_that_they_are_there(timed: T
     timed.advance(2 * SECOND)
     assert await presence("processes", member="c", lease=4 * SECOND) == 2
     assert await presence("processes", member="b", lease=0) == 1
+
+
+# -- a server whose clock goes back, after a restore or to a replica that is behind
+
+
+HOUR = 3600 * SECOND
+
+
+async def test_a_limit_goes_on_when_the_servers_clock_has_gone_back(redis: TimedRedis) -> None:
+    assert await redis.store.take("a", TEN_A_SECOND, least=1, most=5) == Grant(5, 0)
+    redis.advance(-HOUR)
+    assert await redis.store.take("a", TEN_A_SECOND, least=1, most=5) == Grant(0, 100_000)
+    redis.advance(200_000)
+    assert await redis.store.take("a", TEN_A_SECOND, least=1, most=5) == Grant(2, 0)
+
+
+async def test_an_open_circuit_recovers_in_time_when_the_servers_clock_has_gone_back(redis: TimedRedis) -> None:
+    opened = await redis.store.force("a", RULES, "open")
+    redis.advance(-HOUR)
+    view = await redis.store.record("a", RULES, epoch=opened.epoch, probe="", outcomes="")
+    assert (view.state, view.wait) == (CircuitState.OPEN, 2 * SECOND)
+    redis.advance(2 * SECOND)
+    view = await redis.store.admit("a", RULES, probe="p", lease=SECOND)
+    assert (view.state, view.admitted) == (CircuitState.HALF_OPEN, True)
+    redis.advance(-HOUR)
+    assert (await redis.store.admit("a", RULES, probe="q", lease=SECOND)).admitted
+    assert (await redis.store.admit("a", RULES, probe="r", lease=SECOND)).wait == SECOND
+    view = await redis.store.record("a", RULES, epoch=view.epoch, probe="p", outcomes="S")
+    assert view.state is CircuitState.CLOSED
+
+
+async def test_a_tokens_lock_and_life_end_in_time_when_the_servers_clock_has_gone_back(redis: TimedRedis) -> None:
+    assert (await redis.store.token("a", holder="one", unwanted=0, lease=SECOND)).verdict == "fetch"
+    redis.advance(-HOUR)
+    assert await redis.store.token("a", holder="two", unwanted=0, lease=SECOND) == TokenAnswer("wait", left=SECOND)
+    redis.advance(SECOND)
+    assert (await redis.store.token("a", holder="two", unwanted=0, lease=SECOND)).verdict == "fetch"
+    await redis.store.put_token("a", holder="two", value=b"t", lifetime=10 * SECOND)
+    redis.advance(-HOUR)
+    assert (await redis.store.token("a", holder="one", unwanted=0, lease=SECOND)).left == 10 * SECOND
+
+
+async def test_processes_that_have_gone_are_forgotten_when_the_servers_clock_has_gone_back(redis: TimedRedis) -> None:
+    await redis.store.presence("all", member="gone", lease=SECOND)
+    redis.advance(-HOUR)
+    assert await redis.store.presence("all", member="here", lease=SECOND) == 1
+
+
+async def test_a_store_that_is_full_says_so_and_forgets_nobody(redis: TimedRedis) -> None:
+    for member in ("one", "two", "three"):
+        await redis.store.presence("all", member=member, lease=HOUR)
+    redis.admin.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(OutOfMemoryError):
+            await redis.store.presence("all", member="one", lease=HOUR)
+    finally:
+        redis.admin.config_set("maxmemory", 0)
+    assert await redis.store.presence("all", member="one", lease=HOUR) == 3

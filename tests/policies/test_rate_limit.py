@@ -146,3 +146,11 @@ def test_absurd_rates_are_no_reason_to_fail(rate: float) -> None:
     assert bucket.take(1, 1_000.0) == 0.0
     assert bucket.take(1, 1_000.0) > 0.0
     assert 0.0 <= bucket.available(1_000.0) < 1.0
+
+
+def test_a_bucket_that_is_resized_is_as_full_as_before() -> None:
+    bucket = TokenBucket(10.0, 8)
+    assert bucket.take(6, 100.0) == 0.0
+    half = bucket.resized(5.0, 4, 100.0)
+    assert half.available(100.0) == 1.0
+    assert half.available(100.25) == 2.25
