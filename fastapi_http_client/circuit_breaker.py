@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 from fastapi_http_client import arguments
 from fastapi_http_client.clock import SYSTEM_CLOCK, Clock
@@ -51,7 +51,6 @@ class CircuitBreaker:
     logged once. Not bound to any event loop; not thread-safe.
     """
 
-    is_shared: ClassVar = False
     """Whether all processes share the circuit; then it is asked by `await ask()`."""
 
     __slots__ = (
@@ -156,6 +155,14 @@ class CircuitBreaker:
         """
         self.record(ticket, Outcome.IGNORED)
         return self.admit(lease=lease)
+
+    async def ask(self, *, lease: float) -> Ticket:
+        """`admit()`, for those who can wait for an answer: a circuit that processes share has to ask its store."""
+        return self.admit(lease=lease)
+
+    async def ask_again(self, ticket: Ticket, *, lease: float) -> Ticket:
+        """`readmit()`, likewise."""
+        return self.readmit(ticket, lease=lease)
 
     def record(self, ticket: Ticket, outcome: Outcome) -> None:
         """Says what an admitted call came to. Never raises.

@@ -336,10 +336,10 @@ class AsyncHTTPClient(httpx.AsyncClient):
         Takes what httpx takes, and `path_params={}`, `retry=False`, `total_timeout=` (seconds for the whole call);
         `timeout=` also bounds each attempt. Raises the errors of this package only.
         """
-        request = self.build_request(method, url, **self._with_options(build_options, retry, total_timeout))
+        request = self.build_request(method, url, **self._call_options(build_options, retry, total_timeout))
         return await self.send(request, auth=auth, follow_redirects=follow_redirects)
 
-    def _with_options(self, given: BuildOptions, retry: bool, total_timeout: float | None) -> dict[str, Any]:
+    def _call_options(self, given: BuildOptions, retry: bool, total_timeout: float | None) -> dict[str, Any]:
         build_options = cast("dict[str, Any]", given)
         if retry is True and total_timeout is None:
             return build_options
@@ -368,7 +368,7 @@ class AsyncHTTPClient(httpx.AsyncClient):
         **build_options: Unpack[BuildOptions],
     ) -> AsyncIterator[HTTPResponse]:
         """Send a request and hand out the response before its body is read; the options are those of `request()`."""
-        request = self.build_request(method, url, **self._with_options(build_options, retry, total_timeout))
+        request = self.build_request(method, url, **self._call_options(build_options, retry, total_timeout))
         response = await self.send(request, auth=auth, follow_redirects=follow_redirects, stream=True)
         try:
             yield response

@@ -1,7 +1,7 @@
 """One request on the wire, one response back: the innermost part of the pipeline.
 
 It hands the request to the transport and reads the body unless the call is streamed; what goes wrong becomes one of
-this package's errors (`failures`). Nothing above it knows a transport; a faster engine replaces what is called here.
+this package's errors (`failures`).
 """
 
 from __future__ import annotations

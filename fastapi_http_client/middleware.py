@@ -77,7 +77,7 @@ _TEXT = r"text/|application/(?:[\w.+-]+\+)?(?:json|xml|x-www-form-urlencoded)"
 
 
 class LoggingMiddleware(Middleware):
-    """Logs every call: one INFO line when it ends, its headers (and on request its bodies) at DEBUG.
+    """Logs every call: one line when it ends (INFO, or WARNING for a failure), and its headers at DEBUG.
 
     The values of secret headers and query keys are masked; `sensitive_headers` adds to the built-in names. Bodies are
     cut at 2 KiB, only text is shown, and fields named like secrets are masked, but a body can hold anything: keep both

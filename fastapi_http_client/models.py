@@ -6,7 +6,7 @@ import codecs
 import functools
 import json
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
+from typing import Any, TypeVar, cast, overload
 
 import httpx
 from httpx._decoders import ByteChunker
@@ -18,9 +18,6 @@ from fastapi_http_client.decoding import decoded
 from fastapi_http_client.errors import Attempt, HTTPRequestError, HTTPResponseError, RateLimitError
 from fastapi_http_client.policies.retry import parse_retry_after
 from fastapi_http_client.redaction import printable, redact_url
-
-if TYPE_CHECKING:
-    pass
 
 HTTPRequest = httpx.Request
 

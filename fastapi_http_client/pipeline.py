@@ -13,7 +13,7 @@ import asyncio
 import functools
 from collections.abc import AsyncIterator
 from types import NoneType
-from typing import TYPE_CHECKING, Protocol, TypeGuard
+from typing import TYPE_CHECKING, Protocol
 
 import httpx
 
@@ -51,7 +51,6 @@ if TYPE_CHECKING:
     from pydantic import SecretStr
 
     from fastapi_http_client.client import AsyncHTTPClient
-    from fastapi_http_client.fleet.circuit_breaker import FleetCircuitBreaker
 
 
 class Step(Protocol):
@@ -80,7 +79,7 @@ def build(client: AsyncHTTPClient) -> tuple[Handler, tuple[str, ...]]:
         None if retries_itself else UserMiddleware(RetryMiddleware(), client),
         # once per attempt
         OwnCopy(client),
-        circuit_breaking(breaker) if breaker is not None else None,
+        CircuitBreaking(breaker) if breaker is not None else None,
         RateLimiting(client.server_limit, limiter, breaker, config.rate_limit_max_wait),
         Authentication(client),
         ClientSpan(client.name),
@@ -260,13 +259,10 @@ class CircuitBreaking:
         if not Call.of(request).is_home(request):
             return await call_next(request)
         try:
-            request.extensions[_TICKET] = await self._admit(lease(request, self._breaker))
+            request.extensions[_TICKET] = await self._breaker.ask(lease=lease(request, self._breaker))
         except CircuitBreakerOpenError as error:
             raise _refused(error, request, str(error)) from None
         return await self._go_on(request, call_next)
-
-    async def _admit(self, seconds: float) -> Ticket:
-        return self._breaker.admit(lease=seconds)
 
     async def _go_on(self, request: httpx.Request, call_next: Handler) -> HTTPResponse:
         breaker, call = self._breaker, Call.of(request)
@@ -299,29 +295,14 @@ class CircuitBreaking:
         self._breaker.record(ticket, outcome_of_body(error))
 
 
-class FleetCircuitBreaking(CircuitBreaking):
-    """The same for a circuit that all processes share: it may have to be asked for."""
-
-    def __init__(self, breaker: FleetCircuitBreaker) -> None:
-        super().__init__(breaker)
-        self._shared = breaker
-
-    async def _admit(self, seconds: float) -> Ticket:
-        return await self._shared.ask(lease=seconds)
-
-
-def circuit_breaking(breaker: CircuitBreaker) -> CircuitBreaking:
-    return FleetCircuitBreaking(breaker) if is_of_fleet(breaker) else CircuitBreaking(breaker)
-
-
-def is_of_fleet(breaker: CircuitBreaker) -> TypeGuard[FleetCircuitBreaker]:
-    """Whether the breaker is a `FleetCircuitBreaker`, without importing the fleet for those who have none."""
-    return breaker.is_shared
-
-
 def lease(request: httpx.Request, breaker: CircuitBreaker) -> float:
-    """How long a probe may hold its place, in seconds: its attempt cannot last longer."""
-    return (attempt_limit(request) or 0.0) + breaker.recovery_timeout
+    """How long a probe may hold its place, in seconds: its attempt lasts no longer, if it has a limit."""
+    limit = attempt_limit(request)
+    return (_WITHOUT_LIMIT if limit is None else limit) + breaker.recovery_timeout
+
+
+_WITHOUT_LIMIT = 3600.0
+"""Seconds after which a probe without a limit is given up: its process may have died."""
 
 
 def outcome_of(status: int) -> Outcome:
@@ -400,10 +381,7 @@ class RateLimiting:
         if ticket is None or breaker is None:
             return
         try:
-            if is_of_fleet(breaker):
-                request.extensions[_TICKET] = await breaker.ask_again(ticket, lease=lease(request, breaker))
-            else:
-                request.extensions[_TICKET] = breaker.readmit(ticket, lease=lease(request, breaker))
+            request.extensions[_TICKET] = await breaker.ask_again(ticket, lease=lease(request, breaker))
         except CircuitBreakerOpenError as error:
             raise _refused(error, request, f"while it waited for the rate limiter: {error}") from None
 

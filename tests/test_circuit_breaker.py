@@ -7,9 +7,11 @@ import logging
 import math
 from typing import Any
 
+import httpx
 import pytest
 
 from fastapi_http_client.circuit_breaker import CircuitBreaker, StateChange
+from fastapi_http_client.client import AsyncHTTPClient
 from fastapi_http_client.errors import CircuitBreakerOpenError, ConfigurationError
 from fastapi_http_client.fake_clock import FakeClock
 from fastapi_http_client.policies.circuit_breaker import CircuitState, Outcome, Ticket
@@ -413,3 +415,31 @@ def test_the_documented_defaults(clock: FakeClock) -> None:
     breaker.admit(lease=1.0)
     with pytest.raises(CircuitBreakerOpenError):
         breaker.admit(lease=1.0)
+
+
+async def test_a_probe_without_a_time_limit_keeps_its_place() -> None:
+    clock, hold = FakeClock(autojump=False), asyncio.Event()
+    under_way = 0
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        nonlocal under_way
+        under_way += 1
+        await hold.wait()
+        return httpx.Response(200)
+
+    breaker = CircuitBreaker(1, 10.0)
+    transport = httpx.MockTransport(answer)
+    async with AsyncHTTPClient(
+        "https://api.test", circuit_breaker=breaker, clock=clock, timeout=None, transport=transport
+    ) as client:
+        breaker.trip()
+        clock.advance(10.0)
+        probe = asyncio.create_task(client.get("/"))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        clock.advance(11.0)
+        with pytest.raises(CircuitBreakerOpenError):
+            await client.get("/")
+        assert under_way == 1
+        hold.set()
+        await probe

@@ -44,8 +44,6 @@ class FleetCircuitBreaker(CircuitBreaker):
     `CircuitBreaker`.
     """
 
-    is_shared = True
-
     __slots__ = (
         "__weakref__",
         "_asking",
