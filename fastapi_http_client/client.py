@@ -37,7 +37,7 @@ from fastapi_http_client.client_options import (
     without_userinfo,
 )
 from fastapi_http_client.clock import SYSTEM_CLOCK, Clock
-from fastapi_http_client.config import ClientConfig
+from fastapi_http_client.config import UNKNOWN_OPTION, ClientConfig
 from fastapi_http_client.decoding import ACCEPT_ENCODING
 from fastapi_http_client.errors import HTTPRequestError, of_call
 from fastapi_http_client.exchange import Body, ExchangeStep
@@ -205,7 +205,7 @@ class AsyncHTTPClient(httpx.AsyncClient):
         """
         for field in config_fields:
             if field not in ClientConfig.model_fields:
-                raise bad(field, "unknown option")
+                raise bad(field, UNKNOWN_OPTION)
             if field in SHARED_FIELDS:
                 raise bad(field, "belongs to what a client shares with its views; make another client for it")
         for field, shared in (

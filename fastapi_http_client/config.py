@@ -249,7 +249,9 @@ def _problems(error: ValidationError) -> Iterator[Problem]:
             continue
         text = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
-            text = "unknown option"
+            text = UNKNOWN_OPTION
+        elif item["type"] == "missing":
+            text = "is missing"
         elif item["type"] == "union_tag_not_found":
             text = f"needs a type: one of {', '.join(AUTH_TYPES)}"
         elif item["type"] == "union_tag_invalid":
@@ -303,6 +305,7 @@ class OAuth2Config(_Model):
     cache_duration: Seconds = 3600.0
 
 
+UNKNOWN_OPTION = "unknown option"
 AUTH_TYPES = ("bearer", "api_key", "basic", "oauth2")
 AuthConfig = Annotated[BearerConfig | APIKeyConfig | BasicConfig | OAuth2Config, Discriminator("type")]
 

@@ -10,7 +10,7 @@ import functools
 import ssl
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 import httpx
 
@@ -170,43 +170,47 @@ def ssl_context_for(config: ClientConfig, password: str | None = None) -> ssl.SS
         if path is not None and not Path(path).is_file():
             raise bad_argument("", field, f"there is no file {path!r}")
         written.append(None if path is None else Path(path).stat().st_mtime_ns)
-    make = _shared_ssl_context if password is None else _ssl_context
-    return make(
+    options = _TLSOptions(
         config.verify_ssl,
+        config.trust_env,
         config.ca_file,
         config.client_cert,
         config.client_key,
-        config.trust_env,
-        config.http2,  # the pool sets the protocols it offers on the context itself
-        tuple(written),  # a certificate that was renewed is another one
-        password or "",
+        written=tuple(written),
+        http2=config.http2,
     )
+    return _shared_ssl_context(options) if password is None else _ssl_context(options, password)
 
 
-def _ssl_context(
-    verify: bool,
-    ca_file: str | None,
-    cert: str | None,
-    key: str | None,
-    trust_env: bool,
-    http2: bool,
-    written: tuple[int | None, ...],
-    password: str,
-) -> ssl.SSLContext:
-    if ca_file is None:
-        context = httpx.create_ssl_context(verify=verify, trust_env=trust_env)
+class _TLSOptions(NamedTuple):
+    """What a TLS context is made of, and what else makes it another one."""
+
+    verify: bool
+    trust_env: bool
+    ca_file: str | None
+    cert: str | None
+    key: str | None
+    written: tuple[int | None, ...]
+    """When each file was written: a certificate that was renewed is another one."""
+    http2: bool
+    """The pool sets the protocols that it offers on the context itself."""
+
+
+def _ssl_context(options: _TLSOptions, password: str = "") -> ssl.SSLContext:
+    if options.ca_file is None:
+        context = httpx.create_ssl_context(verify=options.verify, trust_env=options.trust_env)
     else:
         try:
-            context = ssl.create_default_context(cafile=ca_file)
+            context = ssl.create_default_context(cafile=options.ca_file)
         except (OSError, ssl.SSLError) as error:
-            raise bad_argument("", "ca_file", f"{ca_file!r} holds no usable certificates") from error
-    if cert is not None:
+            raise bad_argument("", "ca_file", f"{options.ca_file!r} holds no usable certificates") from error
+    if options.cert is not None:
         try:
-            context.load_cert_chain(cert, key, password=lambda: password)
+            context.load_cert_chain(options.cert, options.key, password=lambda: password)
         except (OSError, ssl.SSLError) as error:
-            field = "client_cert" if key is None else "client_key"
+            field = "client_cert" if options.key is None else "client_key"
             raise bad_argument(
-                "", field, f"certificate {cert!r} and its key cannot be used ({type(error).__name__})"
+                "", field, f"certificate {options.cert!r} and its key cannot be used ({type(error).__name__})"
             ) from error
     return context
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastapi_http_client.config import AUTH_TYPES, ClientConfig
+from fastapi_http_client.config import AUTH_TYPES, UNKNOWN_OPTION, ClientConfig
 from fastapi_http_client.errors import ConfigurationError, Problem
 from fastapi_http_client.settings.sections import (
     ENVIRONMENT,
@@ -246,7 +246,7 @@ def _types_with(field: str) -> str:
 
 
 def _unknown_option(meant: str | None) -> str:
-    return f"unknown option, did you mean {meant}?" if meant else "unknown option"
+    return f"{UNKNOWN_OPTION}, did you mean {meant}?" if meant else UNKNOWN_OPTION
 
 
 # -- all places together -----------------------------------------------------------------------------------------
@@ -383,7 +383,7 @@ def _unknown_auth_fields(auth: Any) -> Iterator[Problem]:
     if isinstance(auth, dict) and auth.get("type") not in AUTH_TYPES:
         for name in auth:
             if name not in AUTH_FIELDS:
-                yield Problem(f"auth.{name}", "unknown option")
+                yield Problem(f"auth.{name}", UNKNOWN_OPTION)
 
 
 def _contradictions_besides(problems: Iterable[Problem], values: Mapping[str, Any]) -> Iterator[Problem]:
@@ -453,17 +453,17 @@ def located(problem: Problem, client: str, prefix: str, origins: Mapping[str, Or
         return Problem(f'clients["{client}"].{path}', message)
     if origin is None and path:  # nobody gave it
         option = ("auth", "type") if path == "auth" else path.split(".")
-        return Problem(variable(prefix, client, *option), "is missing" if message == "Field required" else message)
+        return Problem(variable(prefix, client, *option), message)
     if origin is None:  # the message names the options, which contradict each other, say
-        words = [path for word in re.findall(r"\w+", message) for path in (word, f"auth.{word}")]
-        given = {path: origins[path] for path in words if path in origins}
-        shared = [path for path, origin in given.items() if _is_of_default(origin, prefix)]
+        words = [option for word in re.findall(r"\w+", message) for option in (word, f"auth.{word}")]
+        given = {option: origins[option] for option in words if option in origins}
+        shared = [option for option, where in given.items() if _is_of_default(where, prefix)]
         if 0 < len(shared) < len(given):
-            own = ", ".join(variable(prefix, client, *path.split(".")) for path in shared)
+            own = ", ".join(variable(prefix, client, *option.split(".")) for option in shared)
             message = f"{message}; for this client alone, set {own}"
-        places = dict.fromkeys(origin.argument for origin in given.values())
+        places = dict.fromkeys(where.argument for where in given.values())
         return Problem(", ".join(places) or variable(prefix, client), message)
-    if message == "unknown option":
+    if message == UNKNOWN_OPTION:
         field = path.removeprefix("auth.")
         if field in AUTH_FIELDS:
             return Problem(origin.argument, f"is no option of this type of auth; {_types_with(field)} has it")
