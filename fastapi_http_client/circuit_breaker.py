@@ -59,6 +59,7 @@ class CircuitBreaker:
         "_clock_is_set",
         "_listeners",
         "_name",
+        "_shown",
         "_untold",
     )
 
@@ -87,6 +88,7 @@ class CircuitBreaker:
             failure_threshold, float(recovery_timeout), half_open_max_calls, failure_rate, window, minimum_calls
         )
         self._circuit = Circuit(rules)
+        self._shown = CircuitState.CLOSED  # the state that everybody has been told of
         self._name = name
         self._clock = clock or SYSTEM_CLOCK
         self._clock_is_set = clock is not None
@@ -136,9 +138,9 @@ class CircuitBreaker:
         """
         if not 0.0 < lease < math.inf:
             arguments.check("admit", arguments.seconds("lease", lease))
-        now, old = self._clock.monotonic(), self._circuit.state
+        now = self._clock.monotonic()
         answer = self._circuit.admit(now, lease)
-        self._tell(old, now)
+        self._tell(now)
         if isinstance(answer, Refusal):
             raise self._refused(answer)
         return answer
@@ -170,21 +172,21 @@ class CircuitBreaker:
         A success is any answer that proves the upstream alive. A cancelled call is `Outcome.IGNORED`: it frees a
         probe's place and changes nothing else. What a call begun before the last change of state came to is dropped.
         """
-        now, old = self._clock.monotonic(), self._circuit.state
+        now = self._clock.monotonic()
         self._circuit.record(ticket, outcome, now)
-        self._tell(old, now)
+        self._tell(now)
 
     def reset(self) -> None:
         """Closes the circuit by hand. Calls that are under way no longer count."""
-        now, old = self._clock.monotonic(), self._circuit.state
+        now = self._clock.monotonic()
         self._circuit.reset(now)
-        self._tell(old, now)
+        self._tell(now)
 
     def trip(self) -> None:
         """Opens the circuit by hand, for `recovery_timeout` seconds from now; then it is probed as usual."""
-        now, old = self._clock.monotonic(), self._circuit.state
+        now = self._clock.monotonic()
         self._circuit.trip(now)
-        self._tell(old, now)
+        self._tell(now)
 
     def _refused(self, refusal: Refusal) -> CircuitBreakerOpenError:
         label = f"circuit breaker {self._name!r}" if self._name else "circuit breaker"
@@ -194,15 +196,16 @@ class CircuitBreaker:
             recovery_timeout=refusal.seconds,
         )
 
-    def _tell(self, old: CircuitState, now: float) -> None:
-        """Logs and reports a change, if there was one.
+    def _tell(self, now: float) -> None:
+        """Logs and reports a change, if there was one."""
+        state = self._circuit.state
+        if state is not self._shown:
+            self._show(state, now)
 
-        A listener may use the breaker: the changes that it makes are told after this one, so all hear them in order.
-        """
-        if self._circuit.state is not old:
-            self._announce(StateChange(self._name, old, self._circuit.state, now))
-
-    def _announce(self, change: StateChange) -> None:
+    def _show(self, state: CircuitState, now: float) -> None:
+        """A listener may use the breaker: what it changes is told after this change, so all hear them in order."""
+        change = StateChange(self._name, self._shown, state, now)
+        self._shown = state
         self._untold.append(change)
         if len(self._untold) > 1:
             return

@@ -20,6 +20,7 @@ from fastapi_http_client.clock import SYSTEM_CLOCK, Clock
 from fastapi_http_client.config import OAuth2Config, valid_token
 from fastapi_http_client.errors import AuthenticationError, ConfigurationError
 from fastapi_http_client.models import copy_request
+from fastapi_http_client.retry import is_replayable
 
 logger = logging.getLogger("fastapi_http_client.auth")
 
@@ -224,7 +225,7 @@ class OAuth2ClientCredentials(CredentialAuth):
 
     async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
         """The flow for a client that is not ours: the token is fetched by that client, without retries or sharing."""
-        replayable = isinstance(request.stream, httpx.ByteStream)
+        replayable = is_replayable(request)
         for last in (False, True):
             token = self._token
             if token is None or self._now() >= self._expires_at:

@@ -69,7 +69,7 @@ class TokenBucketRateLimiter:
         if type(tokens) is not int or not 1 <= tokens <= self._burst:
             raise self._not_served(tokens)
         line = self._line
-        if (line is None or not line.waiters) and not self._bucket.take(tokens, self._clock.monotonic()):
+        if (line is None or not line.waiters) and self._take_at_once(tokens):
             return 0.0
         return await self._wait_in_line(tokens, max_wait)
 
@@ -80,17 +80,15 @@ class TokenBucketRateLimiter:
     def try_acquire(self) -> bool:
         """Takes one token if it is there and nobody is in line for it; never waits."""
         line = self._line
-        return (line is None or not line.waiters) and not self._bucket.take(1, self._clock.monotonic())
+        return (line is None or not line.waiters) and self._take_at_once(1)
+
+    def _take_at_once(self, tokens: int) -> bool:
+        return not self._bucket.take(tokens, self._clock.monotonic())
 
     async def _wait_in_line(self, tokens: int, max_wait: float | None) -> float:
         line = self._line = line_of_this_loop(self._line)
         arrived = self._clock.monotonic()
-        wait = self._bucket.wait_for(line.tokens + tokens, arrived)
-        if max_wait is not None and not wait <= max_wait + _RESOLUTION:
-            raise RateLimitError(
-                f"refused by the rate limiter: the wait would be {wait:.3g} s, above max_wait ({max_wait:.3g} s)",
-                retry_after=wait,
-            )
+        self._refuse_long_wait(self._bucket.wait_for(line.tokens + tokens, arrived), max_wait)
         turn = line.join(tokens)
         try:
             await turn
@@ -99,6 +97,13 @@ class TokenBucketRateLimiter:
         finally:
             line.leave(turn)
         return self._clock.monotonic() - arrived
+
+    def _refuse_long_wait(self, wait: float, most: float | None) -> None:
+        if most is not None and not wait <= most + _RESOLUTION:
+            raise RateLimitError(
+                f"refused by the rate limiter: the wait would be {wait:.3g} s, above max_wait ({max(most, 0):.3g} s)",
+                retry_after=wait,
+            )
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(rate={self._rate:g}, burst={self._burst})"

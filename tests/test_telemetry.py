@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanKind, StatusCode
 
-from fastapi_http_client.call import Call
+from fastapi_http_client.call import Call, origin
 from fastapi_http_client.circuit_breaker import StateChange
 from fastapi_http_client.context import RequestContext, bind, unbind
 from fastapi_http_client.errors import HTTPRequestError, HTTPTimeoutError
@@ -87,7 +87,7 @@ def make_request(method="GET", url="http://up.example/users/7?token=S3CR3T", **o
         retry=True,
         follow_redirects=False,
         auth=None,
-        origins=frozenset(),
+        origins=frozenset({origin(httpx.URL(url))}),
         **options,
     )
     return call.attach(httpx.Request(method, url))

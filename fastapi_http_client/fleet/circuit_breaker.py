@@ -10,7 +10,7 @@ from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any, Literal
 
-from fastapi_http_client.circuit_breaker import CircuitBreaker, StateChange
+from fastapi_http_client.circuit_breaker import CircuitBreaker
 from fastapi_http_client.errors import CircuitBreakerOpenError
 from fastapi_http_client.fleet.link import Link, StoreUnavailableError
 from fastapi_http_client.policies.circuit_breaker import RESOLUTION, CircuitState, Outcome, Ticket
@@ -54,7 +54,6 @@ class FleetCircuitBreaker(CircuitBreaker):
         "_outcomes",
         "_recovers_at",
         "_rules",
-        "_shown",
         "_store_name",
         "_syncing",
         "_telling",
@@ -63,7 +62,6 @@ class FleetCircuitBreaker(CircuitBreaker):
     )
 
     def __init__(self, *settings: Any, name: str, link: Link, **more: Any) -> None:
-        self._shown = CircuitState.CLOSED
         super().__init__(*settings, **more, name=name)
         alone = self._circuit.rules
         self._rules = alone._replace(
@@ -236,7 +234,7 @@ class FleetCircuitBreaker(CircuitBreaker):
             now = self._clock.monotonic()
             self._view = replace(self._view, state=CircuitState(state))
             self._recovers_at = now + self.recovery_timeout
-            self._tell(self._shown, now)
+            self._tell(now)
         self._settle(self._link.store.force(self._store_name, self._rules, state))
 
     def _tell_probe(self, ticket: SharedTicket, outcome: Outcome) -> None:
@@ -301,7 +299,7 @@ class FleetCircuitBreaker(CircuitBreaker):
         self._view, self._heard_at = view, now
         if view.state is CircuitState.OPEN:
             self._recovers_at = now + view.wait / 1e6
-        self._tell(self._shown, now)
+        self._tell(now)
 
     def link_changed(self) -> None:
         """The store went away, or came back."""
@@ -315,7 +313,7 @@ class FleetCircuitBreaker(CircuitBreaker):
         self._view, self._heard_at, self._unsettled = None, float("-inf"), False
         if not self._link.is_up:
             self._record_alone(untold)
-        self._tell(self._shown, now)
+        self._tell(now)
 
     def _record_alone(self, outcomes: list[str]) -> None:
         """What was not told before the store went away counts here."""
@@ -325,17 +323,13 @@ class FleetCircuitBreaker(CircuitBreaker):
             outcome = next(outcome for outcome, known in _LETTERS.items() if known == letter)
             super().record(super().admit(lease=1.0), outcome)
 
-    def _tell(self, old: CircuitState, now: float) -> None:
+    def _tell(self, now: float) -> None:
         """Logs and reports a change of what this process sees, whoever decided it."""
-        del old
         if self._link.is_up and self._view is None:
             return  # nothing is known until the store is heard
         state = self._view.state if self._link.is_up and self._view is not None else self._circuit.state
-        if state is self._shown:
-            return
-        change = StateChange(self._name, self._shown, state, now)
-        self._shown = state
-        self._announce(change)
+        if state is not self._shown:
+            self._show(state, now)
 
 
 def _answer(asking: asyncio.Task[CircuitView]) -> CircuitView | None:

@@ -6,7 +6,6 @@ import asyncio
 import math
 
 from fastapi_http_client.arguments import bad_argument
-from fastapi_http_client.errors import RateLimitError
 from fastapi_http_client.fleet.link import Link, StoreUnavailableError
 from fastapi_http_client.line import Line, line_of_this_loop
 from fastapi_http_client.policies.rate_limit import TokenBucket
@@ -30,7 +29,8 @@ class FleetRateLimiter(TokenBucketRateLimiter):
     From 200 tokens a second on, a process that uses many takes some more than it needs now, good for at most 20 ms;
     the bucket in the store is smaller by what all processes together can hold back so, so the limit stays exact.
 
-    While the store is away the process has its fair share: `rate` and `burst` divided by the number of processes.
+    What the store takes to answer counts as waiting; `try_acquire()` never asks it. While it is away the process has
+    its fair share: `rate` and `burst` divided by the number of processes.
     """
 
     __slots__ = (
@@ -89,21 +89,7 @@ class FleetRateLimiter(TokenBucketRateLimiter):
         """What can be taken without asking: the permits in hand, or without the store this process's own tokens."""
         return float(self._stock) if self._link.is_up else super().available
 
-    async def acquire(self, tokens: int = 1, *, max_wait: float | None = None) -> float:
-        """As `TokenBucketRateLimiter.acquire`. What the store takes to answer counts as waiting."""
-        line = self._line
-        if type(tokens) is not int or not 1 <= tokens <= self._burst:
-            raise self._not_served(tokens)
-        if (line is None or not line.waiters) and self._take_in_hand(tokens):
-            return 0.0
-        return await self._wait_in_line(tokens, max_wait)
-
-    def try_acquire(self) -> bool:
-        """Takes one token if this process has it in hand and nobody is in line for it; the store is not asked."""
-        line = self._line
-        return (line is None or not line.waiters) and self._take_in_hand(1)
-
-    def _take_in_hand(self, tokens: int) -> bool:
+    def _take_at_once(self, tokens: int) -> bool:
         now = self._clock.monotonic()
         if not self._link.is_up:
             return not self._take_own(tokens, now)
@@ -147,13 +133,6 @@ class FleetRateLimiter(TokenBucketRateLimiter):
             return self._bucket.wait_for(line.tokens + tokens, now)
         first = next(iter(line.waiters.values()))
         return max(self._ready_at - now, 0.0) + max(line.tokens - first + tokens - self._burst, 0) / self._rate
-
-    def _refuse_long_wait(self, wait: float, most: float | None) -> None:
-        if most is not None and wait > most + 1e-9:
-            raise RateLimitError(
-                f"refused by the rate limiter: the wait would be {wait:.3g} s, above max_wait ({max(most, 0):.3g} s)",
-                retry_after=wait,
-            )
 
     # -- permits from the store ----------------------------------------------------------------------------------
 

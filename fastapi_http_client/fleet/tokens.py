@@ -8,7 +8,7 @@ import hmac
 import json
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import httpx
@@ -16,10 +16,9 @@ import httpx
 from fastapi_http_client.clock import SYSTEM_CLOCK
 from fastapi_http_client.errors import ConfigurationError
 from fastapi_http_client.fleet.link import Link, StoreUnavailableError
+from fastapi_http_client.oauth2 import Fetch
 
 logger = logging.getLogger("fastapi_http_client.fleet")
-
-Fetch = Callable[[httpx.Request, httpx.Auth], Awaitable[httpx.Response]]
 
 LEASE = 3_000_000  # µs; a holder of the lock that is killed holds up the others so long
 RENEWAL = 1.0  # seconds between two times that the holder asks to keep it
