@@ -20,8 +20,9 @@ from tests.engine.raw import Reader, Upstream, Writer, serve
 class HTTP2Upstream:
     """Answers by path; each connection and stream is counted.
 
-    `/big/N`: N bytes. `/hang`: nothing. `/later`: a status once `answer_later` is set. `/refuse`: a reset, by which
-    nothing was done. `/goaway`: the end of the connection, on which nothing was done. Others: what was sent, as JSON.
+    `/early`: a refusal before the body, whose rest is not wanted. `/big/N`: N bytes. `/hang`: nothing. `/later`: a
+    status once `answer_later` is set. `/refuse`: a reset, by which nothing was done. `/goaway`: the end of the
+    connection, on which nothing was done. Others: what was sent, as JSON.
     """
 
     def __init__(self, raw: Upstream) -> None:
@@ -79,9 +80,14 @@ class _Connection:
             case h2.events.RequestReceived(stream_id=int(stream)):
                 headers = {name.decode(): value.decode() for name, value in event.headers}
                 self._requests[stream] = headers, bytearray()
+                if headers[":path"] == "/early":
+                    self._h2.send_headers(stream, [(":status", "413")])
+                    self._h2.send_data(stream, b"too big", end_stream=True)
             case h2.events.DataReceived(stream_id=int(stream)):
-                self._requests[stream][1].extend(event.data)
-                self._h2.acknowledge_received_data(event.flow_controlled_length, stream)
+                headers, body = self._requests[stream]
+                body.extend(event.data)
+                if headers[":path"] != "/early":
+                    self._h2.acknowledge_received_data(event.flow_controlled_length, stream)
             case h2.events.StreamReset(stream_id=int(stream)):
                 self._upstream.resets.append(stream)
                 self._unsent.pop(stream, None)

@@ -18,6 +18,7 @@ from fastapi_http_client.httpcore.network import AsyncioStream
 from tests.engine.raw import OK, answer, serve
 from tests.hostile.certs import make_certs, server_context
 from tests.http2 import HTTP2Upstream, serve_http2
+from tests.tunnel import a_tunnel
 
 Connect: TypeAlias = Callable[..., AsyncHTTPClient]
 MORE_THAN_A_WINDOW = 2**24 + 2**20  # bytes: httpcore2 grants a connection 16 MiB before it is told of any progress
@@ -83,6 +84,26 @@ async def test_what_the_server_has_not_processed_is_repeated_whatever_the_method
             await client.post(path, json={"amount": 100})
     assert len(http2.requests) == 2
     assert not raised.value.attempts[0].error.may_have_run  # type: ignore[union-attr]
+
+
+async def test_an_upload_that_is_refused_early_gives_the_refusal(http2: HTTP2Upstream, connect: Connect) -> None:
+    async with connect() as client:
+        for _ in range(3):
+            response = await client.post("/early", content=bytes(300_000))
+            assert (response.status_code, response.text) == (413, "too big")
+    assert http2.raw.accepted == 1
+
+
+async def test_behind_a_proxy_too_a_call_that_is_given_up_is_ended_at_the_server(
+    http2: HTTP2Upstream, connect: Connect
+) -> None:
+    async with a_tunnel() as (proxy, _), connect(proxy=proxy.url("")) as client:
+        async with client.stream("GET", f"/big/{MORE_THAN_A_WINDOW}") as response:
+            async for _part in response.aiter_bytes():
+                break
+        assert (await client.get("/echo")).http_version == "HTTP/2"
+    assert len(http2.resets) == 1
+    assert http2.raw.accepted == 1
 
 
 async def test_a_call_that_is_given_up_is_ended_at_the_server_too(http2: HTTP2Upstream, connect: Connect) -> None:

@@ -16,6 +16,7 @@ from fastapi_http_client import AsyncHTTPClient, ClientConfig, HTTPRequestError
 from fastapi_http_client.httpcore.network import HIGH_WATER, AsyncioBackend
 from tests.engine.raw import OK, Handler, Reader, Upstream, Writer, answer, close, hang, read_head, reset, serve
 from tests.hostile.certs import make_certs, server_context
+from tests.tunnel import a_tunnel, pump
 
 
 @pytest.fixture(scope="module")
@@ -25,30 +26,6 @@ def certs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def a_client(up: Upstream, **fields: Any) -> AsyncHTTPClient:
     return AsyncHTTPClient(up.url(), config=ClientConfig(**{"engine": "httpcore", "retry_attempts": 1, **fields}))
-
-
-async def pump(reader: Reader, writer: Writer) -> None:
-    with contextlib.suppress(ConnectionError):
-        while data := await reader.read(65536):
-            writer.write(data)
-            await writer.drain()
-    writer.transport.abort()
-
-
-@contextlib.asynccontextmanager
-async def a_tunnel(tls: ssl.SSLContext | None = None) -> AsyncIterator[tuple[Upstream, list[bytes]]]:
-    """A proxy that tunnels, and the heads that it was sent."""
-    heads: list[bytes] = []
-
-    async def tunnel(reader: Reader, writer: Writer) -> None:
-        heads.append(await read_head(reader))
-        host, _, port = heads[-1].split()[1].decode().rpartition(":")
-        there, back = await asyncio.open_connection(host, int(port))
-        writer.write(b"HTTP/1.1 200 Established\r\n\r\n")
-        await asyncio.gather(pump(reader, back), pump(there, writer))
-
-    async with serve(tunnel, ssl_context=tls) as up:
-        yield up, heads
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])

@@ -1,4 +1,4 @@
-"""What an error of the engine tells beyond its class and message."""
+"""What an error of the engine, and of `httpcore/`, tells beyond its class and message."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def with_facts(error: E, facts: ExchangeFacts) -> E:
 
 
 def exchange_facts(error: BaseException) -> ExchangeFacts | None:
-    """What is known about the exchange that failed with this error; None for an error that is not the engine's."""
+    """What a transport of ours knows about the exchange that failed with this error; None when it knows nothing."""
     facts = error.__dict__.get("exchange_facts")
     return facts if isinstance(facts, ExchangeFacts) else None
 

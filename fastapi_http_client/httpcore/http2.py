@@ -8,6 +8,8 @@ the forgotten stream counts against the window of the connection (RFC 9113 secti
 from __future__ import annotations
 
 import contextlib
+import functools
+from typing import Any
 
 import h2.errors
 import h2.events
@@ -18,7 +20,32 @@ from fastapi_http_client.engine.errors import NOTHING_SENT, with_facts
 from fastapi_http_client.httpcore.network import AsyncioStream
 
 
-class HTTPConnection(httpcore2.AsyncHTTPConnection):
+def speak_http2(connection: httpcore2.AsyncConnectionInterface) -> None:
+    """Let the HTTP/2 connection that this one of httpcore2's opens, behind a proxy too, be one of ours."""
+    cls = type(connection)
+    connection.__class__ = _HTTPConnection if cls is httpcore2.AsyncHTTPConnection else _opening_ours(cls)  # type: ignore[arg-type]
+
+
+@functools.cache
+def _opening_ours(cls: type) -> type:
+    return type(cls.__name__, (_OpensOurs, cls), {})
+
+
+class _OpensOurs:
+    """For the connections through proxies, which create theirs in the midst of what else they do."""
+
+    @property
+    def _connection(self) -> Any:
+        return self.__dict__["_connection"]
+
+    @_connection.setter
+    def _connection(self, opened: Any) -> None:
+        if type(opened) is httpcore2.AsyncHTTP2Connection:
+            opened.__class__ = _HTTP2Connection
+        self.__dict__["_connection"] = opened
+
+
+class _HTTPConnection(httpcore2.AsyncHTTPConnection):
     """A connection to an origin that speaks HTTP/2, if the server does.
 
     The first of its calls opens it, and the others wait. In httpcore2, one of those that is cancelled counts as a
@@ -46,6 +73,13 @@ class HTTPConnection(httpcore2.AsyncHTTPConnection):
         return cls(origin=self._origin, stream=stream, keepalive_expiry=self._keepalive_expiry)
 
 
+_ENDS = (h2.events.StreamEnded, h2.events.StreamReset)
+
+
+class _AnsweredError(Exception):
+    """The server has ended its side of the stream while we are still sending."""
+
+
 class _HTTP2Connection(httpcore2.AsyncHTTP2Connection):
     async def handle_async_request(self, request: httpcore2.Request) -> httpcore2.Response:
         try:
@@ -55,6 +89,22 @@ class _HTTP2Connection(httpcore2.AsyncHTTP2Connection):
                 raise
             refused = httpcore2.RemoteProtocolError("the server has refused the request, and not processed it")
             raise with_facts(refused, NOTHING_SENT) from error
+
+    async def _send_request_body(self, request: httpcore2.Request, stream_id: int) -> None:
+        """A server that has answered need not take the rest: it may never grant the window for it (RFC 9113, 8.1)."""
+        with contextlib.suppress(_AnsweredError, h2.exceptions.StreamClosedError):
+            await super()._send_request_body(request, stream_id)
+
+    async def _wait_for_outgoing_flow(self, request: httpcore2.Request, stream_id: int) -> int:
+        while not any(isinstance(event, _ENDS) for event in self._events[stream_id]):
+            local = self._h2_state.local_flow_control_window(stream_id)
+            if local > 0:
+                return min(local, self._h2_state.max_outbound_frame_size)
+            async with self._read_lock:
+                if self._h2_state.local_flow_control_window(stream_id) <= 0:
+                    await self._receive_events(request)
+            await self._write_outgoing_data(request)
+        raise _AnsweredError
 
     def has_expired(self) -> bool:
         """httpcore2 does not look whether the server has closed an idle connection."""

@@ -122,28 +122,17 @@ class _ConnectionPool(httpcore2.AsyncConnectionPool):
         self._max_connection_age = max_connection_age
 
     def create_connection(self, origin: httpcore2.Origin) -> httpcore2.AsyncConnectionInterface:
-        if self._http2 and self._proxy is None:
-            connection = self._create_http2_connection(origin)
-        else:
-            connection = super().create_connection(origin)
+        connection = super().create_connection(origin)
+        if self._http2:
+            from fastapi_http_client.httpcore.http2 import speak_http2  # needs the extra `http2`
+
+            speak_http2(connection)
         limit = self._max_connection_age
         if limit is not None:
             born = SYSTEM_CLOCK.monotonic()
             has_expired = connection.has_expired
             connection.has_expired = lambda: SYSTEM_CLOCK.monotonic() - born > limit or has_expired()  # type: ignore[method-assign]
         return connection
-
-    def _create_http2_connection(self, origin: httpcore2.Origin) -> httpcore2.AsyncConnectionInterface:
-        from fastapi_http_client.httpcore.http2 import HTTPConnection  # needs the extra `http2`
-
-        return HTTPConnection(
-            origin=origin,
-            ssl_context=self._ssl_context,
-            keepalive_expiry=self._keepalive_expiry,
-            http1=self._http1,
-            http2=True,
-            network_backend=self._network_backend,
-        )
 
 
 class _Body:
