@@ -72,8 +72,8 @@ class Call:
         self.started = clock.monotonic()
         self.attempts: list[Attempt] = []
 
-    def limit(self) -> float | None:
-        """Seconds that the whole call may take from now on, and from now on its deadline; None: as long as it likes."""
+    def start_deadline(self) -> float | None:
+        """Set the deadline, and say how many seconds the whole call may take; None: as long as it likes."""
         deadline = None if self.total_timeout is None else self.started + self.total_timeout
         now = self.clock.monotonic()
         context = current_context()

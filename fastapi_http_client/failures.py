@@ -126,7 +126,7 @@ def was_never_sent(cut_off: Exception) -> bool:
     return facts is not None and not facts.request_sent
 
 
-HAIR = 0.03  # seconds: more than the engine needs to notice that a limit has passed
+TIMER_MARGIN = 0.03  # seconds: more than the engine needs to notice that a limit has passed
 
 
 def has_hung(took: float, limit: float | None, call: Call, cut_off: BaseException) -> bool:
@@ -139,7 +139,7 @@ def has_hung(took: float, limit: float | None, call: Call, cut_off: BaseExceptio
     facts = facts_of_cut_off(cut_off)
     if facts is not None and facts.request_sent:
         took = min(took, facts.lasted)
-    return took >= limit - HAIR
+    return took >= limit - TIMER_MARGIN
 
 
 def attempt_timeout(request: httpx.Request, limit: float, cut_off: Exception) -> HTTPTimeoutError:

@@ -28,7 +28,7 @@ from fastapi_http_client.engine.response import received_response
 from fastapi_http_client.engine.transport import origin_key
 from fastapi_http_client.errors import HTTPRequestError
 from fastapi_http_client.failures import (
-    HAIR,
+    TIMER_MARGIN,
     attempt_timeout,
     failure,
     has_hung,
@@ -130,8 +130,8 @@ class FastAttempt:
             engine = engine_of(transport, request)
         if engine is None:
             return None
-        of_call, of_attempt = call.limit(), attempt_limit(request)
-        within = NEVER if of_attempt is None else of_attempt + HAIR
+        of_call, of_attempt = call.start_deadline(), attempt_limit(request)
+        within = NEVER if of_attempt is None else of_attempt + TIMER_MARGIN
         if of_call is not None:
             if of_call <= 0:
                 return None

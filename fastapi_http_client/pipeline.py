@@ -32,7 +32,7 @@ from fastapi_http_client.errors import (
     of_call,
 )
 from fastapi_http_client.exchange import Body
-from fastapi_http_client.failures import HAIR, attempt_timeout, described, has_hung, total_timeout
+from fastapi_http_client.failures import TIMER_MARGIN, attempt_timeout, described, has_hung, total_timeout
 from fastapi_http_client.fast import wire_copy
 from fastapi_http_client.middleware import Middleware
 from fastapi_http_client.models import HTTPResponse, as_http_response
@@ -42,7 +42,7 @@ from fastapi_http_client.policies.retry import RetryBudget, RetryPolicy
 from fastapi_http_client.propagation import Propagation
 from fastapi_http_client.rate_limiter import TokenBucketRateLimiter
 from fastapi_http_client.redaction import redact_request, without_frames
-from fastapi_http_client.redirects import HARMLESS, Redirects
+from fastapi_http_client.redirects import CROSS_ORIGIN_HEADERS, Redirects
 from fastapi_http_client.retry import RetryMiddleware, is_replayable
 from fastapi_http_client.server_limit import ServerLimit
 from fastapi_http_client.telemetry import ClientSpan, report_limiter_wait
@@ -108,7 +108,7 @@ class Deadline:
 
     async def __call__(self, request: httpx.Request, call_next: Handler) -> HTTPResponse:
         call = Call.of(request)
-        limit = call.limit()
+        limit = call.start_deadline()
         if limit is None:
             return await call_next(request)
         if limit <= 0 and call.outcome is None:
@@ -160,13 +160,13 @@ class UserMiddleware:
         others = [other for other in got if other is not response and not other.is_closed]
         if others:
             if isinstance(response.stream, httpx.AsyncByteStream) and not response.is_closed:
-                response.stream = _MadeOf(others, response.stream)
+                response.stream = _BodyOverResponses(others, response.stream)
             else:
                 await _close(others)
         return as_http_response(response)
 
 
-class _MadeOf(httpx.AsyncByteStream):
+class _BodyOverResponses(httpx.AsyncByteStream):
     """The body of a middleware's own answer, which may read those of the responses that it got: they end with it."""
 
     def __init__(self, responses: list[HTTPResponse], body: httpx.AsyncByteStream) -> None:
@@ -225,7 +225,7 @@ class OwnCopy:
     def _strip(self, copy: httpx.Request) -> None:
         headers = copy.headers
         for name, value in self._client.headers.items():
-            if name not in HARMLESS and headers.get(name) == value:
+            if name not in CROSS_ORIGIN_HEADERS and headers.get(name) == value:
                 del headers[name]
         if self._client.cookies:
             headers.pop("cookie", None)
@@ -477,7 +477,7 @@ class AttemptTimeout:
         if limit is None:
             return await call_next(request)
         # A hair later than the engine's own limits, so that their error, which names the phase, comes first.
-        scope = asyncio.timeout(limit + HAIR)
+        scope = asyncio.timeout(limit + TIMER_MARGIN)
         began = SYSTEM_CLOCK.monotonic()
         call = Call.of(request)
         call.hung = False

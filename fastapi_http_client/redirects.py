@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from fastapi_http_client.client import AsyncHTTPClient
 
 # What a hop to a foreign origin still carries. All else may be a credential, or tell a stranger whom we know.
-HARMLESS = frozenset({"accept", "accept-encoding", "accept-language", "cache-control", "connection", "user-agent"})
+CROSS_ORIGIN_HEADERS = frozenset(
+    {"accept", "accept-encoding", "accept-language", "cache-control", "connection", "user-agent"}
+)
 _OF_THE_BODY = ("content-length", "content-type", "content-encoding", "content-language", "transfer-encoding")
 
 
@@ -94,7 +96,7 @@ def next_request(request: httpx.Request, response: HTTPResponse) -> httpx.Reques
         headers = httpx.Headers([(k, v) for k, v in request.headers.multi_items() if k not in _OF_THE_BODY])
         stream = httpx.ByteStream(b"")
     if not same_origin and origin(url) not in Call.of(request).origins:
-        headers = httpx.Headers([(k, v) for k, v in headers.multi_items() if k in HARMLESS])
+        headers = httpx.Headers([(k, v) for k, v in headers.multi_items() if k in CROSS_ORIGIN_HEADERS])
         if method in ("POST", "PUT", "PATCH"):
             headers["Content-Length"] = "0"
     if not same_origin or "host" not in headers:

@@ -73,7 +73,7 @@ def test_each_option_is_a_variable(load: Load) -> None:
     assert (github.base_url, github.timeout, github.follow_redirects) == ("https://api.github.com", 5.0, True)
     assert config(settings, "billing").retry_attempts == 1
     assert settings.names == {"github", "billing"}
-    assert str(settings.clients["github"].origins["timeout"]) == "environment HTTP_CLIENT__GITHUB__TIMEOUT"
+    assert str(settings.clients["github"].sources["timeout"]) == "environment HTTP_CLIENT__GITHUB__TIMEOUT"
 
 
 def test_without_variables_there_are_no_clients_and_no_problems(load: Load) -> None:
@@ -142,7 +142,7 @@ def test_a_whole_client_may_be_json_and_single_variables_win(load: Load) -> None
     assert github.headers == {"x-a": "2", "X-B": "3"}
     assert isinstance(github.auth, BearerConfig)
     assert github.auth.token.get_secret_value() == "u"
-    assert str(settings.clients["github"].origins["base_url"]) == "environment HTTP_CLIENT__GITHUB, key base-url"
+    assert str(settings.clients["github"].sources["base_url"]) == "environment HTTP_CLIENT__GITHUB, key base-url"
 
 
 def test_auth_may_be_json(load: Load) -> None:
@@ -351,8 +351,8 @@ def test_places_in_their_order(load: Load, tmp_path: Path) -> None:
     settings = load(environment, code, env_file=[first, str(last)], secrets_dir=secrets)
     assert [getattr(config(settings), option) for option in options] == [11, 12, 13, 14, 15, 16]
     assert config(settings).max_keepalive_connections == 12  # built-in 20, adapted to max_connections
-    origins = settings.clients["github"].origins
-    assert [str(origins[option]) for option in options] == [
+    sources = settings.clients["github"].sources
+    assert [str(sources[option]) for option in options] == [
         "environment HTTP_CLIENT__GITHUB__TIMEOUT",
         f"{last} HTTP_CLIENT__GITHUB__MAX_CONNECTIONS",
         f"{first} HTTP_CLIENT__GITHUB__RETRY_ATTEMPTS",

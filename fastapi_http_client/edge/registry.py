@@ -207,7 +207,7 @@ class HTTPClients:
         return iter(self.names)
 
     def explain(self) -> str:
-        """The settings of all clients with the origin of each value, secrets masked; read afresh when not running."""
+        """The settings of all clients with the source of each value, secrets masked; read afresh when not running."""
         from fastapi_http_client.settings.explain import explain
 
         settings = self._settings if self.is_running and self._settings is not None else self._load()

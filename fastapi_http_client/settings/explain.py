@@ -1,4 +1,4 @@
-"""The effective settings as text: each value with its origin, secrets masked, and how long a call can take."""
+"""The effective settings as text: each value with its source, secrets masked, and how long a call can take."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _client_lines(client: ClientSettings) -> Iterator[str]:
         if option not in config.model_fields_set and field.default_factory is None and value != field.default:
             built_in = f"built-in {field.default}, adapted to what was set"
         for path, part in _parts(option, value):
-            yield f"{path} = {_shown(path, part)}  ({client.origins.get(path, built_in)})"
+            yield f"{path} = {_shown(path, part)}  ({client.sources.get(path, built_in)})"
 
 
 def _parts(option: str, value: Any) -> list[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""The environment as `{name: ClientConfig}`, with the origin of every value. The only module that reads settings.
+"""The environment as `{name: ClientConfig}`, with the source of every value. The only module that reads settings.
 
 A variable is `<PREFIX><NAME>__<OPTION>`, and each value is taken from the first place that has it:
 
@@ -24,9 +24,9 @@ from fastapi_http_client.errors import ConfigurationError, Problem
 from fastapi_http_client.settings.sections import (
     ENVIRONMENT,
     SECRETS,
-    Origin,
     Section,
     Setting,
+    Source,
     leaves,
     merge,
     values_of,
@@ -217,7 +217,7 @@ class _Reader:
                 else:
                     self._report(name, "is not a JSON object", key)
             else:
-                section[option] = Setting(value, self._origin(name, key))
+                section[option] = Setting(value, self._source(name, key))
         return section
 
     def _json_section(self, section: str, name: str, text: str) -> Section:
@@ -228,16 +228,16 @@ class _Reader:
 
     def _fields(self, section: str, values: Mapping[str, Any], name: str, path: str = "") -> Section:
         normal = normalise if section == "auth" else str
-        return {normal(key): Setting(value, self._origin(name, f"{path}{key}")) for key, value in values.items()}
+        return {normal(key): Setting(value, self._source(name, f"{path}{key}")) for key, value in values.items()}
 
     def _setting(self, text: str, name: str) -> Setting:
-        return Setting(None if text == "null" else text, self._origin(name))
+        return Setting(None if text == "null" else text, self._source(name))
 
-    def _origin(self, name: str, key: str = "") -> Origin:
-        return Origin(self._layer.name, name, key)
+    def _source(self, name: str, key: str = "") -> Source:
+        return Source(self._layer.name, name, key)
 
     def _report(self, name: str, message: str, key: str = "") -> Section:
-        self._problems.append(Problem(self._origin(name, key).argument, message))
+        self._problems.append(Problem(self._source(name, key).argument, message))
         return {}
 
 
@@ -263,7 +263,7 @@ class ClientSettings:
     config: ClientConfig
     auth: Any
     """The auth object that code gave, when no stronger place said something about `auth`."""
-    origins: Mapping[str, Origin]
+    sources: Mapping[str, Source]
     """By path (`timeout`, `auth.token`, `headers.Accept`); what is not there is built in."""
 
 
@@ -285,7 +285,7 @@ class Settings:
 
     def located(self, name: str, problem: Problem) -> Problem:
         """A problem of a client's configuration, named by the variable, file or code that it comes from."""
-        return located(problem, name, self.prefix, self.clients[name].origins)
+        return located(problem, name, self.prefix, self.clients[name].sources)
 
     def warn(self) -> None:
         """Log what is allowed and ought to be seen."""
@@ -293,23 +293,23 @@ class Settings:
             logger.warning("%s is set and not read; was %s meant?", name, meant)
         for name, client in self.clients.items():
             if not client.config.verify_ssl:
-                origin = client.origins["verify_ssl"]
-                logger.warning("client %s: TLS certificates are not verified (%s)", name, origin)
-        for origin, switch in self._without_effect().items():
-            logger.warning("%s has no effect: %s is not set", origin, switch)
+                source = client.sources["verify_ssl"]
+                logger.warning("client %s: TLS certificates are not verified (%s)", name, source)
+        for source, switch in self._without_effect().items():
+            logger.warning("%s has no effect: %s is not set", source, switch)
 
-    def _without_effect(self) -> dict[Origin, str]:
+    def _without_effect(self) -> dict[Source, str]:
         """Where options of a feature are set that no client has switched on or, knowingly, off; and its switch."""
-        idle: dict[Origin, str] = {}
-        used: set[Origin] = set()
+        idle: dict[Source, str] = {}
+        used: set[Source] = set()
         for client in self.clients.values():
             for switch, options in _SWITCHES.items():
-                set_here = [origin for path, origin in client.origins.items() if path.startswith(options)]
-                if switch in client.origins:
+                set_here = [source for path, source in client.sources.items() if path.startswith(options)]
+                if switch in client.sources:
                     used.update(set_here)
                 else:
                     idle.update(dict.fromkeys(set_here, switch))
-        return {origin: switch for origin, switch in idle.items() if origin not in used}
+        return {source: switch for source, switch in idle.items() if source not in used}
 
     def missing(self, name: str) -> str:
         """What to say about a client that nobody configured."""
@@ -344,11 +344,11 @@ def load_settings(
     names = frozenset({*code, *outside})
     for name in sorted(names):
         section = merge(merge(default, code.get(name, {})), outside.get(name, {}))
-        origins = {path: setting.origin for path, setting in leaves(section)}
+        sources = {path: setting.source for path, setting in leaves(section)}
         try:
-            clients[name] = _client_settings(section, origins)
+            clients[name] = _client_settings(section, sources)
         except ConfigurationError as error:
-            problems.extend(located(problem, name, prefix, origins) for problem in error.problems)
+            problems.extend(located(problem, name, prefix, sources) for problem in error.problems)
     ignored = {
         name: meant
         for layer in layers
@@ -358,7 +358,7 @@ def load_settings(
     return Settings(prefix, clients, names, store.pop(STORE, None), tuple(dict.fromkeys(problems)), store, ignored)
 
 
-def _client_settings(section: Section, origins: Mapping[str, Origin]) -> ClientSettings:
+def _client_settings(section: Section, sources: Mapping[str, Source]) -> ClientSettings:
     values = values_of(section)
     # Configured auth is a section, and null takes it away; what is neither is an object that code gave.
     auth = None if isinstance(section.get("auth"), dict) else values.pop("auth", None)
@@ -375,7 +375,7 @@ def _client_settings(section: Section, origins: Mapping[str, Origin]) -> ClientS
     problems.extend(_missing_extras(config))
     if problems:
         raise ConfigurationError(problems=problems)
-    return ClientSettings(config, auth, origins)
+    return ClientSettings(config, auth, sources)
 
 
 def _unknown_auth_fields(auth: Any) -> Iterator[Problem]:
@@ -433,30 +433,30 @@ def _problems_of_default(section: Section, prefix: str) -> Iterator[Problem]:
     auth = section.get("auth")
     if isinstance(auth, dict) and "type" not in auth:
         section = {option: item for option, item in section.items() if option != "auth"}
-    origins = {path: setting.origin for path, setting in leaves(section)}
+    sources = {path: setting.source for path, setting in leaves(section)}
     try:
-        _client_settings(section, origins)
+        _client_settings(section, sources)
     except ConfigurationError as error:
         for problem in error.problems:
-            if _origin_of(problem.argument, origins) is not None:
-                yield located(problem, DEFAULT, prefix, origins)
+            if _source_of(problem.argument, sources) is not None:
+                yield located(problem, DEFAULT, prefix, sources)
 
 
 # -- from an argument to its variable ----------------------------------------------------------------------------
 
 
-def located(problem: Problem, client: str, prefix: str, origins: Mapping[str, Origin]) -> Problem:
+def located(problem: Problem, client: str, prefix: str, sources: Mapping[str, Source]) -> Problem:
     """A problem of a client's configuration, with the variable (file, code) in the place of the argument."""
     path, message = problem.argument, problem.message
-    origin = _origin_of(path, origins)
+    source = _source_of(path, sources)
     if path and path.partition(".")[0] not in OPTIONS:
         return Problem(f'clients["{client}"].{path}', message)
-    if origin is None and path:  # nobody gave it
+    if source is None and path:  # nobody gave it
         option = ("auth", "type") if path == "auth" else path.split(".")
         return Problem(variable(prefix, client, *option), message)
-    if origin is None:  # the message names the options, which contradict each other, say
+    if source is None:  # the message names the options, which contradict each other, say
         words = [option for word in re.findall(r"\w+", message) for option in (word, f"auth.{word}")]
-        given = {option: origins[option] for option in words if option in origins}
+        given = {option: sources[option] for option in words if option in sources}
         shared = [option for option, where in given.items() if _is_of_default(where, prefix)]
         if 0 < len(shared) < len(given):
             own = ", ".join(variable(prefix, client, *option.split(".")) for option in shared)
@@ -466,23 +466,23 @@ def located(problem: Problem, client: str, prefix: str, origins: Mapping[str, Or
     if message == UNKNOWN_OPTION:
         field = path.removeprefix("auth.")
         if field in AUTH_FIELDS:
-            return Problem(origin.argument, f"is no option of this type of auth; {_types_with(field)} has it")
+            return Problem(source.argument, f"is no option of this type of auth; {_types_with(field)} has it")
         guess = closest(field, AUTH_FIELDS)
-        if guess and SEPARATOR in origin.name and not origin.key:
-            guess = f"{origin.name.rpartition(SEPARATOR)[0]}{SEPARATOR}{guess.upper()}"
+        if guess and SEPARATOR in source.name and not source.key:
+            guess = f"{source.name.rpartition(SEPARATOR)[0]}{SEPARATOR}{guess.upper()}"
         message = _unknown_option(guess)
-    return Problem(origin.argument, message)
+    return Problem(source.argument, message)
 
 
-def _is_of_default(origin: Origin, prefix: str) -> bool:
+def _is_of_default(source: Source, prefix: str) -> bool:
     default = normalise(f"{prefix}{DEFAULT}")
-    return normalise(origin.name) == default or normalise(origin.name).startswith(default + SEPARATOR)
+    return normalise(source.name) == default or normalise(source.name).startswith(default + SEPARATOR)
 
 
-def _origin_of(path: str, origins: Mapping[str, Origin]) -> Origin | None:
+def _source_of(path: str, sources: Mapping[str, Source]) -> Source | None:
     """That of the value itself, or of the whole that it is an item of (`retry_statuses.2`)."""
     if path == "auth":
         path = "auth.type"
-    while path not in origins and "." in path:
+    while path not in sources and "." in path:
         path = path.rpartition(".")[0]
-    return origins.get(path)
+    return sources.get(path)

@@ -1,4 +1,4 @@
-"""Values with their origins: the options of a client as sections, and how one place goes over another."""
+"""Values with their sources: the options of a client as sections, and how one place goes over another."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SECRETS = "secrets file"
 CODE = "code"
 
 
-class Origin(NamedTuple):
+class Source(NamedTuple):
     """Where a value comes from: the layer (`environment`, the path of a .env file …), and its name there."""
 
     layer: str
@@ -36,14 +36,14 @@ class Origin(NamedTuple):
 class Setting:
     """One value as it was given. It may be a secret, which the repr does not show."""
 
-    __slots__ = ("origin", "value")
+    __slots__ = ("source", "value")
 
-    def __init__(self, value: Any, origin: Origin) -> None:
+    def __init__(self, value: Any, source: Source) -> None:
         self.value = value
-        self.origin = origin
+        self.source = source
 
     def __repr__(self) -> str:
-        return f"Setting({self.origin})"
+        return f"Setting({self.source})"
 
 
 Section = dict[str, "Setting | Section"]
@@ -76,7 +76,7 @@ def code_section(client: str, options: Mapping[str, Any]) -> Section:
             value = {"type": getattr(value, "type", None), **fields_set(value)}
         if isinstance(value, Mapping):
             return {key: item(inner, f"{path}.{key}") for key, inner in value.items()}
-        return Setting(value, Origin(CODE, path))
+        return Setting(value, Source(CODE, path))
 
     return {option: item(value, f'clients["{client}"].{option}') for option, value in options.items()}
 
