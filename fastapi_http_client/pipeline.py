@@ -279,7 +279,7 @@ class CircuitBreaking:
                 response.stream.when_done(functools.partial(self._record_body, request.extensions.pop(_TICKET)))
             return response
         except HTTPRequestError as error:
-            if call.is_home(error.request):  # and not one of an auth flow to somebody else
+            if error.request is None or call.is_home(error.request):  # and not one of an auth flow to somebody else
                 outcome = outcome_of_error(error)
             raise
         except asyncio.CancelledError:

@@ -12,7 +12,8 @@ import pytest
 
 from fastapi_http_client.circuit_breaker import CircuitBreaker, StateChange
 from fastapi_http_client.client import AsyncHTTPClient
-from fastapi_http_client.errors import CircuitBreakerOpenError, ConfigurationError
+from fastapi_http_client.config import ClientConfig
+from fastapi_http_client.errors import CircuitBreakerOpenError, ConfigurationError, HTTPRequestError
 from fastapi_http_client.fake_clock import FakeClock
 from fastapi_http_client.policies.circuit_breaker import CircuitState, Outcome, Ticket
 
@@ -443,3 +444,15 @@ async def test_a_probe_without_a_time_limit_keeps_its_place() -> None:
         assert under_way == 1
         hold.set()
         await probe
+
+
+async def test_an_error_of_ours_that_a_transport_raises_without_a_request_counts_too() -> None:
+    def fail(request: httpx.Request) -> httpx.Response:
+        raise HTTPRequestError("boom")
+
+    breaker = CircuitBreaker(1)
+    options: dict[str, Any] = {"circuit_breaker": breaker, "transport": httpx.MockTransport(fail)}
+    async with AsyncHTTPClient("https://api.test", config=ClientConfig(retry_attempts=1), **options) as client:
+        with pytest.raises(HTTPRequestError, match="boom"):
+            await client.get("/")
+    assert breaker.state is CircuitState.OPEN
