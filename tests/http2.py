@@ -22,7 +22,8 @@ class HTTP2Upstream:
 
     `/early`: a refusal before the body, whose rest is not wanted. `/big/N`: N bytes. `/hang`: nothing. `/later`: a
     status once `answer_later` is set. `/refuse`: a reset, by which nothing was done. `/goaway`: the end of the
-    connection, on which nothing was done. Others: what was sent, as JSON.
+    connection, on which nothing was done; `/left-out`: not this one. `/broken`: more than its length.
+    Others: what was sent, as JSON.
     """
 
     def __init__(self, raw: Upstream) -> None:
@@ -103,6 +104,11 @@ class _Connection:
                 return
             case ["refuse"]:
                 self._h2.reset_stream(stream, h2.errors.ErrorCodes.REFUSED_STREAM)
+            case ["left-out"]:
+                self._h2.close_connection(last_stream_id=stream - 2)
+            case ["broken"]:
+                self._h2.send_headers(stream, [(":status", "200"), ("content-length", "5")])
+                self._h2.send_data(stream, b"more than that", end_stream=True)
             case ["goaway"]:
                 self._h2.close_connection(last_stream_id=0)
             case ["big", size]:

@@ -13,7 +13,7 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from fastapi_http_client import AsyncHTTPClient, ClientConfig, HTTPClientError, HTTPTimeoutError
+from fastapi_http_client import AsyncHTTPClient, ClientConfig, HTTPClientError, HTTPRequestError, HTTPTimeoutError
 from fastapi_http_client.httpcore.network import AsyncioStream
 from tests.engine.raw import OK, answer, serve
 from tests.hostile.certs import make_certs, server_context
@@ -243,6 +243,42 @@ async def test_one_connection_survives_hundreds_of_calls_that_are_given_up(
         assert client.lifecycle.in_flight == 0
     assert http2.raw.accepted == 1
     await http2.raw.all_closed()
+
+
+async def test_a_body_that_can_be_read_once_is_not_sent_empty_when_the_server_leaves_the_request_out(
+    http2: HTTP2Upstream, connect: Connect
+) -> None:
+    async def parts() -> AsyncIterator[bytes]:
+        yield b"once"
+
+    async with connect(retry_attempts=3, retry_backoff_factor=0) as client:
+        await client.get("/echo")
+        with pytest.raises(HTTPRequestError, match="has refused the request") as raised:
+            await client.post("/left-out", content=parts())
+    assert not raised.value.may_have_run
+    assert [path for _, _, path in http2.requests] == ["/echo", "/left-out"]
+
+
+async def test_a_broken_answer_is_the_servers_fault(http2: HTTP2Upstream, connect: Connect) -> None:
+    async with connect() as client:
+        with pytest.raises(HTTPRequestError) as raised:
+            await client.get("/broken")
+    assert raised.value.transient
+
+
+async def test_an_old_connection_gets_no_further_calls_while_it_is_in_use(
+    http2: HTTP2Upstream, connect: Connect
+) -> None:
+    async with connect(max_connection_age=0.01) as client:
+        await client.get("/echo")
+        slow = asyncio.create_task(client.get("/later"))
+        await until(lambda: len(http2.requests) == 2)
+        await asyncio.sleep(0.02)
+        before = http2.raw.accepted
+        await client.get("/echo")
+        assert http2.raw.accepted == before + 1
+        http2.answer_later.set()
+        assert (await slow).status_code == 200
 
 
 async def test_connections_end_at_their_age_also_with_http2(http2: HTTP2Upstream, connect: Connect) -> None:

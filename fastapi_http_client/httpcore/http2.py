@@ -15,9 +15,10 @@ import h2.errors
 import h2.events
 import h2.exceptions
 import httpcore2
+import httpx
 
 from fastapi_http_client.engine.errors import NOTHING_SENT, with_facts
-from fastapi_http_client.httpcore.network import AsyncioStream
+from fastapi_http_client.httpcore.network import AsyncioStream, sent_at
 
 
 def speak_http2(connection: httpcore2.AsyncConnectionInterface) -> None:
@@ -84,11 +85,15 @@ class _HTTP2Connection(httpcore2.AsyncHTTP2Connection):
     async def handle_async_request(self, request: httpcore2.Request) -> httpcore2.Response:
         try:
             return await super().handle_async_request(request)
+        except httpcore2.ConnectionNotAvailable as error:
+            # The pool would go on with another connection, where a body that can be read once only would be empty.
+            if not sent_at.get() or isinstance(request.stream, httpx.ByteStream):
+                raise
+            raise _refused() from error
         except httpcore2.RemoteProtocolError as error:
             if not _was_refused(error):
                 raise
-            refused = httpcore2.RemoteProtocolError("the server has refused the request, and not processed it")
-            raise with_facts(refused, NOTHING_SENT) from error
+            raise _refused() from error
 
     async def _send_request_body(self, request: httpcore2.Request, stream_id: int) -> None:
         """A server that has answered need not take the rest: it may never grant the window for it (RFC 9113, 8.1)."""
@@ -119,6 +124,16 @@ class _HTTP2Connection(httpcore2.AsyncHTTP2Connection):
             # be dead, though, and httpcore2 gives it no further calls.
             self._read_exception = None
             raise
+        except h2.exceptions.ProtocolError as error:  # for which httpcore2 would blame us
+            self._connection_error = True
+            raise httpcore2.RemoteProtocolError(f"the server broke the protocol: {error}") from error
+
+    async def _write_outgoing_data(self, request: httpcore2.Request) -> None:
+        try:
+            await super()._write_outgoing_data(request)
+        except httpcore2.WriteTimeout:
+            self._write_exception = None  # as above: what was to be written will be, should the server read on
+            raise
 
     async def _response_closed(self, stream_id: int) -> None:
         """A call is at its end. If that was no end of the stream, the server learns of it at once."""
@@ -130,6 +145,11 @@ class _HTTP2Connection(httpcore2.AsyncHTTP2Connection):
         if isinstance(self._network_stream, AsyncioStream):
             self._network_stream.write_at_once(self._h2_state.data_to_send())
         await super()._response_closed(stream_id)
+
+
+def _refused() -> httpcore2.RemoteProtocolError:
+    error = httpcore2.RemoteProtocolError("the server has refused the request, and not processed it")
+    return with_facts(error, NOTHING_SENT)
 
 
 def _was_refused(error: httpcore2.RemoteProtocolError) -> bool:

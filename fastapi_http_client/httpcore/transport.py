@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 import httpcore2
 import httpx
+from httpcore2._async.http_proxy import AsyncTunnelHTTPConnection
 
 from fastapi_http_client.clock import SYSTEM_CLOCK
 from fastapi_http_client.config import ClientConfig
@@ -115,7 +116,7 @@ class _Pool:
 
 
 class _ConnectionPool(httpcore2.AsyncConnectionPool):
-    """httpcore2's pool, whose connections also expire at an age (in seconds), once they are idle."""
+    """httpcore2's pool, whose connections also end at an age (in seconds)."""
 
     def __init__(self, *, max_connection_age: float | None, **options: Any) -> None:
         super().__init__(**options)
@@ -127,12 +128,35 @@ class _ConnectionPool(httpcore2.AsyncConnectionPool):
             from fastapi_http_client.httpcore.http2 import speak_http2  # needs the extra `http2`
 
             speak_http2(connection)
-        limit = self._max_connection_age
-        if limit is not None:
-            born = SYSTEM_CLOCK.monotonic()
-            has_expired = connection.has_expired
-            connection.has_expired = lambda: SYSTEM_CLOCK.monotonic() - born > limit or has_expired()  # type: ignore[method-assign]
+        if isinstance(connection, AsyncTunnelHTTPConnection):
+            _close_failed_tunnel(connection)
+        if self._max_connection_age is not None:
+            _limit_age(connection, self._max_connection_age)
         return connection
+
+
+def _limit_age(connection: httpcore2.AsyncConnectionInterface, limit: float) -> None:
+    """Give a connection of that age no further calls, and let it expire once it is idle."""
+    end = SYSTEM_CLOCK.monotonic() + limit
+    has_expired, is_available = connection.has_expired, connection.is_available
+    connection.has_expired = lambda: SYSTEM_CLOCK.monotonic() > end or has_expired()  # type: ignore[method-assign]
+    connection.is_available = lambda: SYSTEM_CLOCK.monotonic() <= end and is_available()  # type: ignore[method-assign]
+
+
+def _close_failed_tunnel(connection: AsyncTunnelHTTPConnection) -> None:
+    """Close a tunnel whose handshake has failed or was cancelled: httpcore2 keeps its place in the pool for ever."""
+    handle, lock = connection.handle_async_request, connection._connect_lock
+
+    async def handle_async_request(request: httpcore2.Request) -> httpcore2.Response:
+        try:
+            return await handle(request)
+        except BaseException:
+            is_being_opened = bool(lock._backend) and lock._anyio_lock.locked()  # by another call
+            if not connection._connected and not is_being_opened:
+                await connection._connection.aclose()  # does not give way
+            raise
+
+    connection.handle_async_request = handle_async_request  # type: ignore[method-assign]
 
 
 class _Body:
