@@ -51,8 +51,6 @@ class CircuitBreaker:
     logged once. Not bound to any event loop; not thread-safe.
     """
 
-    """Whether all processes share the circuit; then it is asked by `await ask()`."""
-
     __slots__ = (
         "_circuit",
         "_clock",

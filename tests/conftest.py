@@ -8,6 +8,7 @@ import hypothesis
 import pytest
 
 from tests.engines import ENGINES, use_engine
+from tests.hostile.certs import make_certs
 from tests.hostile.upstream import HostileUpstream, running
 
 # The same examples in every run, and no limit of time to fail on a busy machine.
@@ -30,6 +31,12 @@ def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     engine: str = request.param
     use_engine(engine, monkeypatch)
     return engine
+
+
+@pytest.fixture(scope="session")
+def certs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The paths of certificates, and of the authority that has signed them (`tests/hostile/certs.py`)."""
+    return make_certs(tmp_path_factory.mktemp("certs"))
 
 
 @pytest.fixture

@@ -33,6 +33,7 @@ from fastapi_http_client.policies.circuit_breaker import CircuitState, Outcome, 
 from fastapi_http_client.stores.base import Store
 from fastapi_http_client.stores.memory import MemoryStore
 from fastapi_http_client.stores.redis import RedisStore
+from tests.engine.raw import until
 from tests.fleet_worker import LedgerStore
 from tests.servers import HOST, free_port, serve
 from tests.valkey import ValkeyProcess, valkey
@@ -1005,12 +1006,6 @@ async def test_a_store_that_has_forgotten_the_processes_makes_no_share_larger(mo
     now += 6.0
     link._count(2)
     assert link.processes == 2
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 class Breakable(MemoryStore):

@@ -15,18 +15,13 @@ import pytest_asyncio
 
 from fastapi_http_client import AsyncHTTPClient, ClientConfig, HTTPClientError, HTTPRequestError, HTTPTimeoutError
 from fastapi_http_client.httpcore.network import AsyncioStream
-from tests.engine.raw import OK, answer, serve
-from tests.hostile.certs import make_certs, server_context
+from tests.engine.raw import OK, answer, serve, until
+from tests.hostile.certs import server_context
 from tests.http2 import HTTP2Upstream, serve_http2
 from tests.tunnel import a_tunnel
 
 Connect: TypeAlias = Callable[..., AsyncHTTPClient]
 MORE_THAN_A_WINDOW = 2**24 + 2**20  # bytes: httpcore2 grants a connection 16 MiB before it is told of any progress
-
-
-@pytest.fixture(scope="module")
-def certs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return make_certs(tmp_path_factory.mktemp("certs"))
 
 
 @pytest_asyncio.fixture
@@ -42,12 +37,6 @@ def connect(http2: HTTP2Upstream, certs: dict[str, str]) -> Connect:
         return AsyncHTTPClient(http2.url(), config=ClientConfig(**fields))
 
     return client
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 async def test_calls_share_one_connection(http2: HTTP2Upstream, connect: Connect) -> None:

@@ -13,15 +13,24 @@ import httpcore2
 import pytest
 
 from fastapi_http_client import AsyncHTTPClient, ClientConfig, HTTPRequestError
-from fastapi_http_client.httpcore.network import HIGH_WATER, AsyncioBackend
-from tests.engine.raw import OK, Handler, Reader, Upstream, Writer, answer, close, hang, read_head, reset, serve
-from tests.hostile.certs import make_certs, server_context
+from fastapi_http_client.engine.sockets import HIGH_WATER
+from fastapi_http_client.httpcore.network import AsyncioBackend
+from tests.engine.raw import (
+    OK,
+    Handler,
+    Reader,
+    Upstream,
+    Writer,
+    answer,
+    close,
+    hang,
+    refuse_early,
+    reset,
+    serve,
+    until,
+)
+from tests.hostile.certs import server_context
 from tests.tunnel import a_tunnel, pump
-
-
-@pytest.fixture(scope="module")
-def certs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return make_certs(tmp_path_factory.mktemp("certs"))
 
 
 def a_client(up: Upstream, **fields: Any) -> AsyncHTTPClient:
@@ -109,15 +118,12 @@ async def test_an_upload_refused_early_gives_the_refusal(certs: dict[str, str], 
         for _ in range(100):
             yield bytes(50_000)
 
-    async def refuse(reader: Reader, writer: Writer) -> None:
-        await read_head(reader)
-        writer.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\n\r\nbig")
-        await writer.drain()
+    async def then_tell(reader: Reader, writer: Writer) -> None:
         answered.set()
         await then(reader, writer)
 
     async with (
-        serve(refuse, ssl_context=server_context(certs) if secure else None) as up,
+        serve(refuse_early(then_tell), ssl_context=server_context(certs) if secure else None) as up,
         a_client(up, ca_file=certs["ca.pem"] if secure else None) as client,
     ):
         for _ in range(5):
@@ -174,10 +180,10 @@ async def test_what_arrived_before_a_reset_is_read_before_the_reset_is_felt() ->
         await reset(reader, writer)
 
     async with serve(speak_and_reset) as up, a_stream(up) as stream:
-        await asyncio.sleep(0.01)
+        await until(lambda: stream._received)  # type: ignore[attr-defined]
         await stream.write(b".")
         await up.all_closed()
-        await asyncio.sleep(0.01)
+        await until(lambda: stream.has_ended)  # type: ignore[attr-defined]
         assert await stream.read(4) == b"last"
         assert await stream.read(100) == b" words"
         with pytest.raises(httpcore2.ReadError, match="reset"):
@@ -225,7 +231,7 @@ async def test_a_server_that_speaks_before_the_tls_handshake_is_not_believed(cer
 
     context = ssl.create_default_context(cafile=certs["ca.pem"])
     async with serve(speak) as up, a_stream(up) as stream:
-        await asyncio.sleep(0.02)
+        await until(lambda: stream._received)  # type: ignore[attr-defined]
         with pytest.raises(httpcore2.ConnectError, match="before the handshake"):
             await stream.start_tls(context, server_hostname="localhost", timeout=1.0)
         await up.all_closed()

@@ -360,14 +360,19 @@ async def test_clients_are_drained_all_at_once() -> None:
     await asyncio.gather(*calls, return_exceptions=True)
 
 
-@pytest.mark.parametrize("times", [1, 3])
-async def test_a_cancelled_end_is_carried_to_its_end(times: int) -> None:
+async def with_a_call_under_way() -> tuple[HTTPClients, Network, asyncio.Task[HTTPResponse]]:
     network = Network()
     clients = HTTPClients()
     clients.add("a", base_url="http://a", transport=network)
     await clients.start()
     call = asyncio.create_task(clients["a"].get("/"))
     await network.asked.wait()
+    return clients, network, call
+
+
+@pytest.mark.parametrize("times", [1, 3])
+async def test_a_cancelled_end_is_carried_to_its_end(times: int) -> None:
+    clients, network, call = await with_a_call_under_way()
     closing = asyncio.create_task(clients.aclose())
     for _ in range(times):
         await asyncio.sleep(0.005)
@@ -424,12 +429,7 @@ async def test_closing_what_is_not_running_does_nothing() -> None:
 
 
 async def test_who_closes_while_they_are_being_closed_waits_for_the_same_end() -> None:
-    network = Network()
-    clients = HTTPClients()
-    clients.add("a", base_url="http://a", transport=network)
-    await clients.start()
-    call = asyncio.create_task(clients["a"].get("/"))
-    await network.asked.wait()
+    clients, network, call = await with_a_call_under_way()
     both = [asyncio.create_task(clients.aclose()) for _ in range(2)]
     for _ in range(5):
         await asyncio.sleep(0)

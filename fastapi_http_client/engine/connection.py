@@ -20,7 +20,7 @@ from fastapi_http_client.engine.errors import (
     with_facts,
 )
 from fastapi_http_client.engine.parser import ResponseParser
-from fastapi_http_client.engine.sockets import readability
+from fastapi_http_client.engine.sockets import HIGH_WATER, extra_info, readability
 from fastapi_http_client.sweeper import NEVER
 
 if TYPE_CHECKING:
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from fastapi_http_client.engine.pool import ConnectionPool, Origin
     from fastapi_http_client.engine.request import OutgoingRequest
 
-HIGH_WATER = 256 * 1024
-"""Bytes of a streamed body that may wait for their reader before the connection stops reading."""
 PARSED_AT_ONCE = 64 * 1024
 """Bytes read at once that the parser makes parts of. Larger parts come from `mmap`, not from the heap, on glibc."""
 
@@ -45,8 +43,7 @@ class NetworkStream:
 
     def get_extra_info(self, info: str) -> Any:
         """`ssl_object`, `client_addr`, `server_addr` or `socket`; None for anything else."""
-        name = {"client_addr": "sockname", "server_addr": "peername"}.get(info, info)
-        return self._transport.get_extra_info(name)
+        return extra_info(self._transport, info)
 
 
 class Exchange:

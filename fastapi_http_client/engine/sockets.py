@@ -1,4 +1,4 @@
-"""Sockets: name resolution, TCP with happy eyeballs, and whether something waits on one.
+"""Sockets: name resolution, TCP with happy eyeballs, and what both networks ask of one.
 
 The event loops' own `create_connection(host, port)` would be shorter, but asyncio's drops a socket when it is cancelled
 at the moment a connection succeeds, and uvloop's has no happy eyeballs.
@@ -11,6 +11,10 @@ import itertools
 import select
 import socket
 from collections.abc import Callable, Sequence
+from typing import Any
+
+HIGH_WATER = 256 * 1024
+"""Bytes that may wait for their reader before a connection stops reading."""
 
 ATTEMPT_DELAY = 0.25
 """Seconds before the next address is tried as well (RFC 8305 section 5)."""
@@ -86,6 +90,12 @@ async def _connect(address: Address) -> socket.socket:
 def _discard(attempt: asyncio.Task[socket.socket]) -> None:
     if not attempt.cancelled() and attempt.exception() is None:
         attempt.result().close()
+
+
+def extra_info(transport: asyncio.Transport, info: str) -> Any:
+    """What httpx and httpcore call `ssl_object`, `client_addr`, `server_addr` or `socket`; None for anything else."""
+    name = {"client_addr": "sockname", "server_addr": "peername"}.get(info, info)
+    return transport.get_extra_info(name)
 
 
 def readability(sock: socket.socket) -> Callable[[], bool]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from typing import Any
+from typing import Any, cast
 
 import h2.errors
 import h2.events
@@ -24,7 +24,8 @@ from fastapi_http_client.httpcore.network import AsyncioStream, sent_at
 def speak_http2(connection: httpcore2.AsyncConnectionInterface) -> None:
     """Let the HTTP/2 connection that this one of httpcore2's opens, behind a proxy too, be one of ours."""
     cls = type(connection)
-    connection.__class__ = _HTTPConnection if cls is httpcore2.AsyncHTTPConnection else _opening_ours(cls)  # type: ignore[arg-type]
+    base = _HTTPConnection if cls is httpcore2.AsyncHTTPConnection else cls
+    connection.__class__ = _opening_ours(base)  # type: ignore[arg-type]
 
 
 @functools.cache
@@ -33,7 +34,7 @@ def _opening_ours(cls: type) -> type:
 
 
 class _OpensOurs:
-    """For the connections through proxies, which create theirs in the midst of what else they do."""
+    """httpcore2's connections create the one that speaks the protocol in the midst of what else they do."""
 
     @property
     def _connection(self) -> Any:
@@ -43,6 +44,7 @@ class _OpensOurs:
     def _connection(self, opened: Any) -> None:
         if type(opened) is httpcore2.AsyncHTTP2Connection:
             opened.__class__ = _HTTP2Connection
+            cast("AsyncioStream", opened._network_stream).is_shared = True
         self.__dict__["_connection"] = opened
 
 
@@ -68,9 +70,8 @@ class _HTTPConnection(httpcore2.AsyncHTTPConnection):
     def _speaking(self, stream: httpcore2.AsyncNetworkStream) -> httpcore2.AsyncConnectionInterface:
         tls = stream.get_extra_info("ssl_object")
         negotiated = tls is not None and tls.selected_alpn_protocol() == "h2"
-        if isinstance(stream, AsyncioStream):
-            stream.is_shared = negotiated or not self._http1
-        cls = _HTTP2Connection if negotiated or not self._http1 else httpcore2.AsyncHTTP11Connection
+        is_http2 = negotiated or not self._http1
+        cls = httpcore2.AsyncHTTP2Connection if is_http2 else httpcore2.AsyncHTTP11Connection
         return cls(origin=self._origin, stream=stream, keepalive_expiry=self._keepalive_expiry)
 
 
@@ -82,6 +83,10 @@ class _AnsweredError(Exception):
 
 
 class _HTTP2Connection(httpcore2.AsyncHTTP2Connection):
+    @property
+    def _stream(self) -> AsyncioStream:
+        return cast("AsyncioStream", self._network_stream)
+
     async def handle_async_request(self, request: httpcore2.Request) -> httpcore2.Response:
         try:
             return await super().handle_async_request(request)
@@ -113,8 +118,7 @@ class _HTTP2Connection(httpcore2.AsyncHTTP2Connection):
 
     def has_expired(self) -> bool:
         """httpcore2 does not look whether the server has closed an idle connection."""
-        stream = self._network_stream
-        return super().has_expired() or (self.is_idle() and isinstance(stream, AsyncioStream) and stream.has_ended)
+        return super().has_expired() or (self.is_idle() and self._stream.has_ended)
 
     async def _read_incoming_data(self, request: httpcore2.Request) -> list[h2.events.Event]:
         try:
@@ -142,8 +146,7 @@ class _HTTP2Connection(httpcore2.AsyncHTTP2Connection):
                 if isinstance(event, h2.events.DataReceived) and event.flow_controlled_length:
                     self._h2_state.acknowledge_received_data(event.flow_controlled_length, stream_id)
             self._h2_state.reset_stream(stream_id, h2.errors.ErrorCodes.CANCEL)
-        if isinstance(self._network_stream, AsyncioStream):
-            self._network_stream.write_at_once(self._h2_state.data_to_send())
+        self._stream.write_at_once(self._h2_state.data_to_send())
         await super()._response_closed(stream_id)
 
 

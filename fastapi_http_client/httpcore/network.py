@@ -17,10 +17,7 @@ from anyio.lowlevel import checkpoint_if_cancelled
 
 from fastapi_http_client.clock import SYSTEM_CLOCK
 from fastapi_http_client.engine.errors import CONNECT_FAILURES, NOTHING_SENT, describe, why_not_connected, with_facts
-from fastapi_http_client.engine.sockets import connect, readability
-
-HIGH_WATER = 256 * 1024
-"""Bytes that may wait for their reader before the connection stops reading."""
+from fastapi_http_client.engine.sockets import HIGH_WATER, connect, extra_info, readability
 
 SocketOption: TypeAlias = tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]
 
@@ -164,7 +161,6 @@ class AsyncioStream(httpcore2.AsyncNetworkStream, asyncio.Protocol):
                 if secured is None:
                     raise ConnectionResetError("the server closed the connection during the handshake")
                 self._transport = secured
-                self.is_shared = secured.get_extra_info("ssl_object").selected_alpn_protocol() == "h2"
                 await self.hand_over()
         except BaseException:
             self._transport.abort()
@@ -172,11 +168,10 @@ class AsyncioStream(httpcore2.AsyncNetworkStream, asyncio.Protocol):
         return self
 
     def get_extra_info(self, info: str) -> Any:
-        """`ssl_object`, `client_addr`, `server_addr`, `socket`, `is_readable`; None for anything else."""
+        """What `extra_info()` knows, and `is_readable`."""
         if info == "is_readable":
             return self.has_ended or self.has_surplus or bool(self._received) or self._has_unread()
-        name = {"client_addr": "sockname", "server_addr": "peername"}.get(info, info)
-        return self._transport.get_extra_info(name)
+        return extra_info(self._transport, info)
 
     # -- asyncio.Protocol
 

@@ -34,9 +34,7 @@ local function read()
   if not epoch or (state ~= 'closed' and state ~= 'open' and state ~= 'half_open') then
     return
   end
-  -- When the server's clock has gone back since, so do the times that were written by it: a circuit must not stay open
-  -- for as long as the clock needs to catch up.
-  local back = math.max((tonumber(fields.written) or 0) - now, 0)
+  local back = gone_back(fields.written, now)
   changed = back > 0
   c.state, c.epoch = state, epoch
   c.failures = tonumber(fields.failures) or 0

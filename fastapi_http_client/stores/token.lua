@@ -16,8 +16,7 @@ local token = {}
 for i = 1, #raw, 2 do
   token[raw[i]] = raw[i + 1]
 end
--- When the server's clock has gone back since, so do the times that were written by it.
-local back = math.max((tonumber(token.written) or 0) - now, 0)
+local back = gone_back(token.written, now)
 local version, expires = tonumber(token.version) or 0, (tonumber(token.expires) or back) - back
 local lock_ends = (tonumber(token.lock_ends) or back) - back
 if back > 0 then

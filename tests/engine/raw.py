@@ -7,13 +7,20 @@ import contextlib
 import socket
 import ssl
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TypeAlias
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any, TypeAlias
 
 Reader: TypeAlias = asyncio.StreamReader
 Writer: TypeAlias = asyncio.StreamWriter
 Handler = Callable[[Reader, Writer], Awaitable[None]]
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    """Returns when the condition holds; fails after 5 seconds."""
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.005)
 
 
 class Upstream:
@@ -33,9 +40,7 @@ class Upstream:
 
     async def at_most_open(self, count: int) -> None:
         """Returns when no more connections than that are open; fails after 5 seconds."""
-        async with asyncio.timeout(5):
-            while self.open > count:
-                await asyncio.sleep(0.005)
+        await until(lambda: self.open <= count)
 
     async def all_closed(self) -> None:
         await self.at_most_open(0)
@@ -132,3 +137,27 @@ async def reset(reader: Reader, writer: Writer) -> None:
     """Close with RST: SO_LINGER of no time."""
     writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()
+
+
+def refuse_early(then: Handler) -> Handler:
+    """A handler that answers 413 to a request's head, and then does something else than to read the body."""
+
+    async def handler(reader: Reader, writer: Writer) -> None:
+        await read_head(reader)
+        writer.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\n\r\nbig")
+        await writer.drain()
+        await then(reader, writer)
+
+    return handler
+
+
+@contextlib.contextmanager
+def a_full_backlog() -> Iterator[int]:
+    """The port of a listener on which connecting takes for ever."""
+    with socket.socket() as full, socket.socket() as one, socket.socket() as two:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for filler in (one, two):
+            filler.setblocking(False)
+            filler.connect_ex(full.getsockname())
+        yield full.getsockname()[1]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
@@ -16,7 +15,7 @@ import pytest
 from fastapi_http_client.engine.connection import Connection
 from fastapi_http_client.engine.transport import AsyncioTransport
 from tests.engine.conftest import MakeClient
-from tests.engine.raw import OK, Reader, Writer, answer, hang, read_head, read_request, serve
+from tests.engine.raw import OK, Reader, Writer, a_full_backlog, answer, hang, read_head, read_request, serve
 
 TransportOf = Callable[[httpx.AsyncClient], AsyncioTransport]
 
@@ -31,15 +30,10 @@ async def cancel_after(seconds: float, call: Coroutine[Any, Any, httpx.Response]
 
 
 async def test_while_connecting(make_client: MakeClient) -> None:
-    with socket.socket() as full, socket.socket() as one, socket.socket() as two:
-        full.bind(("127.0.0.1", 0))
-        full.listen(0)
-        for filler in (one, two):
-            filler.setblocking(False)
-            filler.connect_ex(full.getsockname())
+    with a_full_backlog() as port:
         client = make_client(max_connections=2)
         for _ in range(5):
-            await cancel_after(0.01, client.get(f"http://127.0.0.1:{full.getsockname()[1]}/"))
+            await cancel_after(0.01, client.get(f"http://127.0.0.1:{port}/"))
         async with serve(answer(OK)) as up:
             assert (await client.get(up.url())).text == "ok"
 

@@ -13,19 +13,14 @@ import pytest_asyncio
 from fastapi_http_client.engine import sockets
 from fastapi_http_client.engine.sockets import Address, connect_any
 from tests.engine.conftest import MakeClient
-from tests.engine.raw import OK, answer, hang, serve
+from tests.engine.raw import OK, a_full_backlog, answer, hang, serve
 
 
 @pytest_asyncio.fixture
 async def silent() -> AsyncIterator[Address]:
     """An address where connecting takes for ever."""
-    with socket.socket() as full, socket.socket() as one, socket.socket() as two:
-        full.bind(("127.0.0.1", 0))
-        full.listen(0)
-        for filler in (one, two):
-            filler.setblocking(False)
-            filler.connect_ex(full.getsockname())
-        yield socket.AF_INET, full.getsockname()
+    with a_full_backlog() as port:
+        yield socket.AF_INET, ("127.0.0.1", port)
 
 
 REFUSED: Address = (socket.AF_INET, ("127.0.0.1", 1))

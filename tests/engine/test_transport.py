@@ -21,7 +21,20 @@ import pytest
 from fastapi_http_client.engine.errors import ExchangeFacts, ResponseTooLargeError, exchange_facts
 from fastapi_http_client.engine.transport import AsyncioTransport
 from tests.engine.conftest import MakeClient
-from tests.engine.raw import OK, Handler, Reader, Writer, answer, close, hang, read_head, read_request, reset, serve
+from tests.engine.raw import (
+    OK,
+    Handler,
+    Reader,
+    Writer,
+    answer,
+    close,
+    hang,
+    read_head,
+    read_request,
+    refuse_early,
+    reset,
+    serve,
+)
 from tests.hostile.upstream import HostileUpstream
 
 TransportOf = Callable[[httpx.AsyncClient], AsyncioTransport]
@@ -318,13 +331,7 @@ async def test_an_upload_refused_early_gives_the_refusal(
         for _ in range(200):
             yield bytes(50_000)
 
-    async def refuse(reader: Reader, writer: Writer) -> None:
-        await read_head(reader)
-        writer.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\n\r\nbig")
-        await writer.drain()
-        await then(reader, writer)
-
-    async with serve(refuse) as up, make_client(timeout=2.0) as client:
+    async with serve(refuse_early(then)) as up, make_client(timeout=2.0) as client:
         for _ in range(5):
             response = await client.post(up.url(), content=parts() if streamed else bytes(10_000_000))
             assert response.status_code == 413
