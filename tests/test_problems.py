@@ -49,6 +49,7 @@ TABLE = [
     ("their rate limit", RateLimitError(CANARY, retry_after=7.0, response=response(429)), 503, "rate-limited", "7"),
     ("our rate limit", RateLimitError(CANARY, retry_after=0.2, **FACTS), 503, "rate-limited", "1"),
     ("rate limit, nobody said how long", RateLimitError(CANARY, **FACTS), 503, "rate-limited", None),
+    ("rate limit for years", RateLimitError(CANARY, retry_after=1e15), 503, "rate-limited", "3600"),
     ("rate limit for ever", RateLimitError(CANARY, retry_after=float("inf")), 503, "rate-limited", None),
     ("exhausted on 429", exhausted(response(429), retry_after=5.0), 503, "rate-limited", "5"),
     ("attempt timeout", HTTPTimeoutError(CANARY, phase="attempt", **FACTS), 504, "upstream-timeout", None),
