@@ -19,6 +19,7 @@ Handler = Callable[[httpx.Request], Awaitable["HTTPResponse"]]
 
 KEY = "fastapi_http_client"  # the extension of a request that holds its call
 OPTIONS = "fastapi_http_client.options"  # the one by which a verb passes its own options to send()
+TEMPLATE = "fastapi_http_client.url_template"  # the one that holds the path with its {fields}, which telemetry shows
 
 
 def origin(url: httpx.URL) -> tuple[str, str, int | None]:
@@ -41,6 +42,8 @@ class Call:
     at_home = False  # whether its address is surely at home: a path below the client's base URL
     hung = False  # whether the upstream had used up the whole limit of the attempt that was cut off
     waits_for_body = False  # for the next part of a body that the caller produces
+    head: tuple[int, str] | None = None  # status and HTTP version of the response under way, for telemetry
+    is_last_hop = False  # whether a redirect from here would be one too many
     outcome: HTTPResponse | HTTPClientError | None = None  # of an attempt that the pipeline did not make itself
     attempt_began: float | None = None  # when the one under way did, if one is
     resends_before = 0  # requests sent for this call before that attempt
@@ -56,7 +59,7 @@ class Call:
         auth: httpx.Auth | None,
         origins: frozenset[tuple[str, str, int | None]],
         total_timeout: float | None = None,
-        url_template: str | None = None,
+        max_bytes: int | None = None,
         secret_params: frozenset[str] = frozenset(),
     ) -> None:
         self.clock = clock
@@ -67,7 +70,7 @@ class Call:
         self.auth = auth
         self.origins = origins  # where the client's credentials may go
         self.total_timeout = total_timeout  # the call's own, before the inbound deadline is looked at
-        self.url_template = url_template
+        self.max_bytes = max_bytes  # of a decoded body
         self.secret_params = secret_params  # query keys to mask, beside the well-known ones
         self.started = clock.monotonic()
         self.attempts: list[Attempt] = []

@@ -18,7 +18,7 @@ from httpx._multipart import MultipartStream
 from fastapi_http_client import arguments
 from fastapi_http_client import transport as _transport
 from fastapi_http_client.auth import BasicAuth, CredentialAuth, build_auth
-from fastapi_http_client.call import OPTIONS, Call, origin
+from fastapi_http_client.call import OPTIONS, TEMPLATE, Call, origin
 from fastapi_http_client.chance import chance_from
 from fastapi_http_client.circuit_breaker import CircuitBreaker, rules_of
 from fastapi_http_client.client_options import (
@@ -52,7 +52,7 @@ from fastapi_http_client.rate_limiter import TokenBucketRateLimiter
 from fastapi_http_client.redaction import redact_url
 from fastapi_http_client.server_limit import ServerLimit
 from fastapi_http_client.telemetry import report_circuit_change
-from fastapi_http_client.urls import InvalidURLError, Joiner, check_address, expand, with_params
+from fastapi_http_client.urls import InvalidURLError, Joiner, check_address, expand, path_template, with_params
 
 if TYPE_CHECKING:
     from typing import Self
@@ -286,8 +286,8 @@ class AsyncHTTPClient(httpx.AsyncClient):
         try:
             if path_params is not None:
                 template = str(url)
-                extensions[OPTIONS] = {**extensions.get(OPTIONS, {}), "url_template": template}
                 url = expand(template, path_params)
+                extensions[TEMPLATE] = path_template(template, self.base_url)
             joined = self._join(url, template)
         except InvalidURLError as error:
             self._complete(error, method)
@@ -485,7 +485,6 @@ class AsyncHTTPClient(httpx.AsyncClient):
         follow_redirects: bool = False,
         retry: bool = True,
         total_timeout: float | None = None,
-        url_template: str | None = None,
     ) -> Call:
         """The state of a new call that begins with this request."""
         return Call(
@@ -497,7 +496,7 @@ class AsyncHTTPClient(httpx.AsyncClient):
             auth=auth,
             origins=self._origins or frozenset({origin(request.url)}),
             total_timeout=self.config.total_timeout if total_timeout is None else total_timeout,
-            url_template=url_template,
+            max_bytes=self.max_bytes,
             secret_params=auth.credential_params if isinstance(auth, CredentialAuth) else frozenset(),
         )
 

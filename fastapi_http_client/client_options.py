@@ -310,7 +310,13 @@ def auth_from_config(config: AuthConfig | None) -> httpx.Auth | None:
     if isinstance(config, BasicConfig):
         return BasicAuth(config.username, config.password)
     return OAuth2ClientCredentials(
-        config.token_url, config.client_id, config.client_secret, config.scope, config.cache_duration
+        config.token_url,
+        config.client_id,
+        config.client_secret,
+        config.scope,
+        config.cache_duration,
+        audience=config.audience,
+        resource=config.resource,
     )
 
 

@@ -302,6 +302,10 @@ class OAuth2Config(_Model):
     client_id: Text
     client_secret: Secret
     scope: str | None = None
+    audience: Text | None = None
+    """For which API the token is, where the endpoint wants to know (Auth0)."""
+    resource: Text | None = None
+    """The same by the standard's name (RFC 8707)."""
     cache_duration: Seconds = 3600.0
 
 

@@ -79,13 +79,13 @@ class ExchangeStep:
             if engine is None or call.stream or hooks["response"]:
                 response = as_http_response(await transport.handle_async_request(request))
             else:
-                response = as_http_response(await engine.fetch(request, max_bytes=client.max_bytes))
+                response = as_http_response(await engine.fetch(request, max_bytes=call.max_bytes))
         except HTTPClientError:
             raise
         except CallersBodyError as error:
             raise body_error(error, request) from error.error
         except Exception as error:
-            raise failure(error, request, client.max_bytes) from without_secrets(error)
+            raise failure(error, request, call.max_bytes) from without_secrets(error)
         finally:
             if request.stream is body:
                 request.stream = stream
@@ -98,10 +98,11 @@ class ExchangeStep:
         call = Call.of(request)
         response.default_encoding = client.default_encoding
         response._client_name = call.client_name
+        call.head = (response.status_code, response.http_version)
         names = header_names(response.headers.raw)
         if b"retry-after" in names:
             response._received_at = call.clock.wall()
-        response._max_bytes = client.max_bytes
+        response._max_bytes = call.max_bytes
         if response.history:  # a transport's own response, which it has given before
             response.history = []
         if not hasattr(response, "_content"):  # a mock's response may come already read

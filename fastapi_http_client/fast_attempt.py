@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from fastapi_http_client.auth import CredentialAuth
-from fastapi_http_client.call import KEY, OPTIONS, Call
+from fastapi_http_client.call import KEY, OPTIONS, TEMPLATE, Call
 from fastapi_http_client.circuit_breaker import CircuitBreaker
 from fastapi_http_client.clock import SYSTEM_CLOCK
 from fastapi_http_client.engine.errors import DeadlineExceededError
@@ -26,7 +26,7 @@ from fastapi_http_client.engine.pool import OriginKey
 from fastapi_http_client.engine.request import HeaderLines, OutgoingRequest, encode
 from fastapi_http_client.engine.response import received_response
 from fastapi_http_client.engine.transport import origin_key
-from fastapi_http_client.errors import HTTPRequestError
+from fastapi_http_client.errors import HTTPRequestError, HTTPTimeoutError
 from fastapi_http_client.failures import (
     TIMER_MARGIN,
     attempt_timeout,
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 _TO_BE_SETTLED = HINTS | {b"content-encoding"}
 """Headers of a response that somebody has to look at."""
-_HARMLESS_EXTENSIONS = frozenset({"timeout", KEY, OPTIONS})
+_HARMLESS_EXTENSIONS = frozenset({"timeout", KEY, OPTIONS, TEMPLATE})
 """Extensions of a request that are not for the network."""
 
 
@@ -173,7 +173,8 @@ class FastAttempt:
                 if timed_out and has_hung(within, of_attempt, call, error):
                     outcome = Outcome.FAILURE
                 if observed is not None:
-                    observed.end(error=asyncio.CancelledError())  # as the pipeline's limits end it
+                    # As the pipeline's limits end it.
+                    observed.end(error=over if isinstance(over, HTTPTimeoutError) else asyncio.CancelledError())
                 raise over from without_secrets(error)
             failed = _failed(error, request, client.max_bytes, of_attempt)
             if observed is not None:

@@ -18,8 +18,8 @@ from fastapi_http_client.arguments import bad_argument
 from fastapi_http_client.auth import CredentialAuth, Token, checked
 from fastapi_http_client.clock import SYSTEM_CLOCK, Clock
 from fastapi_http_client.config import OAuth2Config, valid_token
-from fastapi_http_client.errors import AuthenticationError, ConfigurationError
-from fastapi_http_client.models import copy_request
+from fastapi_http_client.errors import AuthenticationError, ConfigurationError, RateLimitError, RetryExhaustedError
+from fastapi_http_client.models import copy_request, retry_after
 from fastapi_http_client.retry import is_replayable
 
 logger = logging.getLogger("fastapi_http_client.auth")
@@ -30,6 +30,8 @@ Spawn = Callable[[Coroutine[Any, Any, Any]], "asyncio.Task[Any]"]
 MAX_LEEWAY = 60.0  # seconds before its end that a long-lived token is renewed
 LEEWAY_SHARE = 0.1  # the share of a short-lived one's life
 FAILURE_PAUSE = 1.0  # seconds for which a failure is the answer to all, so that an outage does not cost a fetch a call
+MAX_FAILURE_PAUSE = 60.0  # the most that an endpoint's Retry-After makes of it
+MAX_BLAMELESS = 30.0  # seconds at most for which no 401 is blamed on a token that has replaced one in vain
 MIN_LIFETIME = 1.0  # an endpoint that says 0 or -1 must not cost a token call for every call
 _ERROR_CODE = r"[a-z_]{1,40}"
 
@@ -41,6 +43,8 @@ class OAuth2ClientCredentials(CredentialAuth):
     included, ends only its own waiting. A token is renewed in the background min(60 s, a tenth of its life) before its
     end. `cache_duration` (seconds) is how long a token is used when the endpoint does not say; it never extends what
     the endpoint says. After a 401 the token is renewed once and the request repeated once.
+
+    `audience` and `resource` (RFC 8707) tell an endpoint that wants to know for which API the token is.
 
     The client authenticates itself by HTTP Basic, which every endpoint must support (RFC 6749, section 2.3.1);
     `credentials_in="body"` sends id and secret as form fields instead.
@@ -56,6 +60,8 @@ class OAuth2ClientCredentials(CredentialAuth):
         scope: str | None = None,
         cache_duration: float = 3600,
         *,
+        audience: str | None = None,
+        resource: str | None = None,
         credentials_in: Literal["header", "body"] = "header",
     ) -> None:
         if credentials_in not in ("header", "body"):
@@ -68,19 +74,24 @@ class OAuth2ClientCredentials(CredentialAuth):
             client_id=client_id,
             client_secret=client_secret,
             scope=scope,
+            audience=audience,
+            resource=resource,
             cache_duration=cache_duration,
         )
         self.token_url = config.token_url
         self.client_id = config.client_id
         self.scope = config.scope
+        self.audience = config.audience
+        self.resource = config.resource
         self.cache_duration = config.cache_duration
         self.client_secret = config.client_secret
         self._through: Callable[[Fetch], Fetch] | None = None
         self._client = _ClientAuth(config.client_id, config.client_secret, in_body=credentials_in == "body")
         self._clock: Clock | None = None
         self._token: SecretStr | None = None
-        self._is_replacing = False  # a token that was rejected
-        self._untried_since = -math.inf  # the one that has replaced it, and was not accepted yet
+        self._is_rejected = False  # the token: it got a 401, and has not been replaced yet
+        self._blameless_until = -math.inf  # one that has replaced it: until then, no 401 is its fault
+        self._blameless_for = FAILURE_PAUSE  # the next one
         self._expires_at = -math.inf
         self._renew_at = -math.inf
         self._fetching: asyncio.Task[None] | None = None
@@ -105,18 +116,23 @@ class OAuth2ClientCredentials(CredentialAuth):
 
     # -- the token -----------------------------------------------------------------------------------------------
 
-    async def token(self, fetch: Fetch, spawn: Spawn) -> SecretStr:
+    async def token(self, fetch: Fetch, spawn: Spawn, *, instead_of: SecretStr | None = None) -> SecretStr:
         """The current token; when there is none, the one that `fetch` gets from the token endpoint.
 
-        The fetch runs by `spawn`, in a task that no caller owns. Raises `AuthenticationError`.
+        The fetch runs by `spawn`, in a task that no caller owns. A token that was rejected is replaced, but while the
+        endpoint fails it still is what all get but those who have seen it fail, and ask for another `instead_of` it.
+        Raises `AuthenticationError`.
         """
         while True:
-            now = self._now()
-            may_ask = now >= self._ask_again_at
-            if self._token is not None and now < self._expires_at:
-                if now >= self._renew_at and may_ask and not self._is_fetching():
-                    self._begin_fetch(fetch, spawn)
-                return self._token
+            may_ask = self._now() >= self._ask_again_at
+            token = self._usable()
+            if token is not None and token is not instead_of:
+                if not self._is_rejected:
+                    if self._now() >= self._renew_at and may_ask and not self._is_fetching():
+                        self._begin_fetch(fetch, spawn)
+                    return token
+                if not may_ask and not self._is_fetching():
+                    return token
             if not self._is_fetching():
                 if not may_ask:
                     raise AuthenticationError(f"{self._failure} (a moment ago)")
@@ -133,28 +149,31 @@ class OAuth2ClientCredentials(CredentialAuth):
                 if current is not None and current.cancelling():
                     raise
             except AuthenticationError as error:
+                if token is not None and token is self._usable() and token is not instead_of:
+                    return token
                 # One error object raised in many tasks would collect all their tracebacks.
                 raise AuthenticationError(str(error)) from error
 
-    def accept(self, token: SecretStr) -> None:
-        """Note that a token got no 401."""
-        if self._token is token:
-            self._untried_since = -math.inf
-
     def reject(self, token: SecretStr) -> bool:
-        """Forget a token that got a 401, unless it has been replaced meanwhile. Returns whether another is to be tried.
+        """Note that a token got a 401, so that it is replaced. Returns whether the call is to be made with another.
 
-        It is not for a moment after a rejected token was replaced by one that is refused as well: an API that refuses
-        everything would cost the token endpoint a request for each call.
+        It is not for a while after a rejected token was replaced, unless that has helped: a route that refuses
+        everything would cost the token endpoint a request for each call. The while doubles each time, up to 30 s.
         """
-        if self._token is not token:
+        if self._token is not token or self._is_rejected:
             return True
-        if self._now() < self._untried_since + FAILURE_PAUSE:
+        if self._now() < self._blameless_until:
             return False
-        self._token = None
-        self._is_replacing = True
-        self._expires_at = self._renew_at = -math.inf
+        self._is_rejected = True
         return True
+
+    def note_help(self) -> None:
+        """Note that a call got no 401 when it was made again with another token: the first one was to blame."""
+        self._blameless_until = -math.inf
+        self._blameless_for = FAILURE_PAUSE
+
+    def _usable(self) -> SecretStr | None:
+        return self._token if self._now() < self._expires_at else None
 
     def _is_fetching(self) -> bool:
         if self._fetching is None or self._fetching.done():
@@ -169,37 +188,34 @@ class OAuth2ClientCredentials(CredentialAuth):
     async def _fetch(self, fetch: Fetch) -> None:
         if self._through is not None:
             fetch = self._through(fetch)
+        response = None
         try:
-            self.store(await fetch(self.token_request(), self._client))
+            response = await fetch(self.token_request(), self._client)
+            self.store(response)
         except Exception as error:
             failed = error
             if not isinstance(error, AuthenticationError):  # of a hook, say
                 failed = AuthenticationError(f"no token could be fetched: {type(error).__name__}")
-            self._failure, self._ask_again_at = str(failed), self._now() + FAILURE_PAUSE
+            self._failure, self._ask_again_at = str(failed), self._now() + _pause(error, response)
             raise failed from (error.__cause__ if failed is error else error)
 
     def token_request(self) -> httpx.Request:
         """What is asked of the endpoint, without the client's own credential, which is put on a copy."""
-        form = {"grant_type": "client_credentials"}
-        if self.scope:
-            form["scope"] = self.scope
+        asked = {"scope": self.scope, "audience": self.audience, "resource": self.resource}
+        form = {"grant_type": "client_credentials"} | {field: value for field, value in asked.items() if value}
         headers = {"Accept": "application/json", "Content-Type": "application/x-www-form-urlencoded"}
         return httpx.Request("POST", self.token_url, headers=headers, content=urlencode(form).encode("ascii"))
 
     def store(self, response: httpx.Response) -> None:
         """Keep the token of a reply that has been read. Raises `AuthenticationError`, which quotes nothing of it."""
-        if response.status_code != 200:
-            raise AuthenticationError(f"the token endpoint answered {response.status_code}{_error_code(response)}")
-        token, token_type, expires_in = _fields(response)
-        if token is None or not valid_token(token.get_secret_value()):
-            raise AuthenticationError("the token endpoint's reply has no valid access_token")
-        if not isinstance(token_type, str) or token_type.lower() != "bearer":
-            raise AuthenticationError("the token endpoint's token is not of type Bearer")
+        token, expires_in = token_of(response)
         lifetime = self._lifetime(expires_in)
         now = self._now()
         self._token = token
-        if self._is_replacing:
-            self._is_replacing, self._untried_since = False, now
+        if self._is_rejected:
+            self._is_rejected = False
+            self._blameless_until = now + self._blameless_for
+            self._blameless_for = min(2 * self._blameless_for, MAX_BLAMELESS)
         self._expires_at = now + lifetime
         self._renew_at = self._expires_at - min(MAX_LEEWAY, lifetime * LEEWAY_SHARE)
 
@@ -227,8 +243,8 @@ class OAuth2ClientCredentials(CredentialAuth):
         """The flow for a client that is not ours: the token is fetched by that client, without retries or sharing."""
         replayable = is_replayable(request)
         for last in (False, True):
-            token = self._token
-            if token is None or self._now() >= self._expires_at:
+            token = self._usable()
+            if token is None or self._is_rejected:
                 asking = copy_request(self.token_request())
                 self._client.sign(asking)
                 asking.extensions["timeout"] = request.extensions.get("timeout", {})
@@ -239,11 +255,19 @@ class OAuth2ClientCredentials(CredentialAuth):
             assert token is not None
             request.headers["Authorization"] = f"Bearer {token.get_secret_value()}"
             response = yield request
-            if response.status_code != 401:
-                self.accept(token)
+            if not blames_token(response):
+                if last:
+                    self.note_help()
                 return
             if last or not self.reject(token) or not replayable:
                 return
+
+
+def blames_token(response: httpx.Response) -> bool:
+    """Whether a response says that another token may help: a 401, but not for too small a scope (RFC 6750, 3.1)."""
+    if response.status_code != 401:
+        return False
+    return 'error="insufficient_scope"' not in response.headers.get("www-authenticate", "")
 
 
 class _ClientAuth(CredentialAuth):
@@ -264,6 +288,21 @@ class _ClientAuth(CredentialAuth):
         else:  # form-encoded before they are joined, as the RFC has it
             pair = f"{client_id}:{secret}".encode("ascii")
             request.headers["Authorization"] = "Basic " + base64.b64encode(pair).decode("ascii")
+
+
+def token_of(response: httpx.Response) -> tuple[SecretStr, object]:
+    """The token of a reply that has been read, and what it says of its life.
+
+    Raises `AuthenticationError`, which quotes nothing of the reply.
+    """
+    if response.status_code != 200:
+        raise AuthenticationError(f"the token endpoint answered {response.status_code}{_error_code(response)}")
+    token, token_type, expires_in = _fields(response)
+    if token is None or not valid_token(token.get_secret_value()):
+        raise AuthenticationError("the token endpoint's reply has no valid access_token")
+    if not isinstance(token_type, str) or token_type.lower() != "bearer":
+        raise AuthenticationError("the token endpoint's token is not of type Bearer")
+    return token, expires_in
 
 
 def _fields(response: httpx.Response) -> tuple[SecretStr | None, object, object]:
@@ -287,6 +326,17 @@ def _error_code(response: httpx.Response) -> str:
     except (ValueError, AttributeError, RecursionError):
         return ""
     return f" ({code})" if isinstance(code, str) and re.fullmatch(_ERROR_CODE, code) else ""
+
+
+def _pause(error: Exception, response: httpx.Response | None) -> float:
+    """Seconds until the endpoint is asked again after a failure: longer when it asks for that by `Retry-After`."""
+    cause = error.__cause__
+    if isinstance(cause, RetryExhaustedError):
+        response = cause.last_response
+    elif isinstance(cause, RateLimitError):
+        response = cause.response
+    asked = None if response is None else retry_after(response)
+    return min(max(FAILURE_PAUSE, asked or 0.0), MAX_FAILURE_PAUSE)
 
 
 def _note_failure(task: asyncio.Task[None]) -> None:

@@ -36,7 +36,7 @@ from fastapi_http_client.failures import TIMER_MARGIN, attempt_timeout, describe
 from fastapi_http_client.fast import wire_copy
 from fastapi_http_client.middleware import Middleware
 from fastapi_http_client.models import HTTPResponse, as_http_response
-from fastapi_http_client.oauth2 import Fetch, OAuth2ClientCredentials
+from fastapi_http_client.oauth2 import Fetch, OAuth2ClientCredentials, blames_token
 from fastapi_http_client.policies.circuit_breaker import CircuitState, Outcome, Ticket
 from fastapi_http_client.policies.retry import RetryBudget, RetryPolicy
 from fastapi_http_client.propagation import Propagation
@@ -419,23 +419,20 @@ class Authentication:
         request.headers["Authorization"] = f"Bearer {token.get_secret_value()}"
         replayable = is_replayable(request)  # asked before, for a mock may read the body and leave it with the request
         response = await call_next(request)
-        if response.status_code != 401:
-            auth.accept(token)
-            return response
-        if not auth.reject(token) or not replayable:
+        if not blames_token(response) or not auth.reject(token) or not replayable:
             return response
         await response.aclose()
-        token = await self._token(auth)
+        token = await self._token(auth, instead_of=token)
         request.headers["Authorization"] = f"Bearer {token.get_secret_value()}"
         response = await call_next(request)
-        if response.status_code != 401:
-            auth.accept(token)
+        if not blames_token(response):
+            auth.note_help()
         return response
 
-    async def _token(self, auth: OAuth2ClientCredentials) -> SecretStr:
+    async def _token(self, auth: OAuth2ClientCredentials, instead_of: SecretStr | None = None) -> SecretStr:
         if self._fetch is None:
             self._fetch = build_token_pipeline(self._client)
-        return await auth.token(self._fetch, self._client.lifecycle.spawn)
+        return await auth.token(self._fetch, self._client.lifecycle.spawn, instead_of=instead_of)
 
     async def _by_flow(self, auth: httpx.Auth, request: httpx.Request, call_next: Handler) -> HTTPResponse:
         """Any other `httpx.Auth`, by httpx's own protocol: the flow sees each response and may ask for one more."""
@@ -513,6 +510,7 @@ def _refused(error: HTTPClientError, request: httpx.Request, what: str) -> HTTPC
 # -- token requests ----------------------------------------------------------------------------------------------
 
 TOKEN_TIMEOUT = 10.0  # seconds for one attempt, if the client's own limit is not shorter
+TOKEN_MAX_BYTES = 256 * 1024  # of a reply
 TOKEN_RETRY = RetryPolicy(
     attempts=3,
     backoff_factor=0.5,
@@ -541,8 +539,11 @@ def build_token_pipeline(client: AsyncHTTPClient) -> Fetch:
 
     async def fetch(request: httpx.Request, auth: httpx.Auth) -> httpx.Response:
         request.extensions["timeout"] = timeout
+        if "user-agent" in client.headers:
+            request.headers["User-Agent"] = client.headers["user-agent"]
         call = client.new_call(request, auth=auth)
         call.origins = frozenset({origin(request.url)})  # where this credential belongs
+        call.max_bytes = TOKEN_MAX_BYTES
         call.attach(request)
         try:
             return await handler(request)

@@ -43,7 +43,7 @@ def is_secret(name: str) -> bool:
     return re.search(_SECRET_NAME, re.sub(_CAMEL, "_", name).lower()) is not None
 
 
-def redact_url(url: httpx.URL | str, extra_keys: Iterable[str] = ()) -> str:
+def redact_url(url: httpx.URL | str, extra_keys: Iterable[str] = (), mask: str = MASK) -> str:
     """The URL with its user info and the values of secret query keys masked."""
     if not isinstance(url, httpx.URL):
         url = httpx.URL(url)
@@ -52,19 +52,21 @@ def redact_url(url: httpx.URL | str, extra_keys: Iterable[str] = ()) -> str:
         return ""  # whose path httpx gives as "/"
     if "?" in path:
         keys = {key.lower() for key in extra_keys}
-        path = f"{path.partition('?')[0]}{'?' if url.query else ''}{_redact_query(url, keys)}"
-    userinfo = f"{MASK}@" if url.userinfo else ""
+        path = f"{path.partition('?')[0]}{'?' if url.query else ''}{_redact_query(url, keys, mask)}"
+    userinfo = f"{mask}@" if url.userinfo else ""
     return printable(f"{scheme}://{userinfo}{host}{path}" if scheme else f"{userinfo}{host}{path}", 2000)
 
 
-def _redact_query(url: httpx.URL, keys: Iterable[str]) -> str:
-    return "&".join(_redact_pair(pair, keys) for pair in url.query.decode("ascii").split("&")) if url.query else ""
+def _redact_query(url: httpx.URL, keys: Iterable[str], mask: str = MASK) -> str:
+    return (
+        "&".join(_redact_pair(pair, keys, mask) for pair in url.query.decode("ascii").split("&")) if url.query else ""
+    )
 
 
-def _redact_pair(pair: str, keys: Iterable[str]) -> str:
+def _redact_pair(pair: str, keys: Iterable[str], mask: str = MASK) -> str:
     key, equals, _ = pair.partition("=")
     name = unquote_plus(key)
-    return f"{key}={MASK}" if equals and (is_secret(name) or name.lower() in keys) else pair
+    return f"{key}={mask}" if equals and (is_secret(name) or name.lower() in keys) else pair
 
 
 def redact_headers(headers: Mapping[str, str], extra: Iterable[str] = ()) -> dict[str, str]:

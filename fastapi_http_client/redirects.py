@@ -7,7 +7,7 @@ from urllib.parse import unquote_plus
 
 import httpx
 
-from fastapi_http_client.call import Call, Handler, origin
+from fastapi_http_client.call import TEMPLATE, Call, Handler, origin
 from fastapi_http_client.config import is_port
 from fastapi_http_client.errors import HTTPRequestError, also
 from fastapi_http_client.failures import described
@@ -36,6 +36,7 @@ class Redirects:
         client, call = self._client, Call.of(request)
         history: list[httpx.Response] = []
         while True:
+            call.is_last_hop = call.follow_redirects and len(history) >= client.max_redirects
             response = await call_next(request)
             response.history = [*history, *response.history]  # of this hop, the challenges that its auth has answered
             if not response.has_redirect_location:
@@ -51,7 +52,7 @@ class Redirects:
             if following is None:
                 return response
             await response.aclose()
-            if len(history) >= client.max_redirects:
+            if call.is_last_hop:
                 what = f"more than {client.max_redirects} redirects, the last one from here"
                 raise also(HTTPRequestError, httpx.TooManyRedirects)(
                     described(request, what, attempt=False),
@@ -101,7 +102,8 @@ def next_request(request: httpx.Request, response: HTTPResponse) -> httpx.Reques
             headers["Content-Length"] = "0"
     if not same_origin or "host" not in headers:
         headers["Host"] = url.netloc.decode("ascii")
-    following = httpx.Request(method, url, headers=headers, stream=stream, extensions=request.extensions)
+    extensions = {key: value for key, value in request.extensions.items() if key != TEMPLATE}  # it has another path
+    following = httpx.Request(method, url, headers=headers, stream=stream, extensions=extensions)
     if isinstance(stream, httpx.ByteStream):
         following.read()
     return following

@@ -32,7 +32,9 @@ from opentelemetry.metrics import Counter, Histogram, MeterProvider, UpDownCount
 from opentelemetry.trace import NoOpTracerProvider, ProxyTracerProvider, Span, SpanKind, StatusCode, TracerProvider
 from opentelemetry.trace import Tracer as OtelTracer
 
-from fastapi_http_client.call import Call, Handler
+from fastapi_http_client.call import TEMPLATE, Call, Handler
+from fastapi_http_client.engine.errors import exchange_facts
+from fastapi_http_client.errors import HTTPTimeoutError
 from fastapi_http_client.models import HTTPResponse
 from fastapi_http_client.propagation import outgoing_context
 from fastapi_http_client.redaction import redact_url
@@ -46,13 +48,20 @@ CLIENT = "fastapi_http_client.client"
 """The attribute that holds the client's name."""
 
 DURATION_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
-_KNOWN_METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"})
+_KNOWN_METHODS = frozenset(
+    os.environ.get(
+        "OTEL_INSTRUMENTATION_HTTP_KNOWN_METHODS", "CONNECT,DELETE,GET,HEAD,OPTIONS,PATCH,POST,PUT,QUERY,TRACE"
+    ).split(",")
+)
+_OF_ACTIVE = ("http.request.method", "server.address", "server.port", "url.scheme", "url.template")
 _PORTS = {"http": 80, "https": 443}
 
 # The contrib instrumentor for httpx looks for this key before it makes a span of its own. The key is part of the API
 # package, though not of its public names; without it there would be two spans.
 _SUPPRESS_HTTP = getattr(otel_context, "_SUPPRESS_HTTP_INSTRUMENTATION_KEY", None)
 _SUPPRESS_ALL = getattr(otel_context, "_SUPPRESS_INSTRUMENTATION_KEY", None)
+_BY_US = ("fastapi_http_client",)
+"""The key's value that is for the contrib instrumentor only: a call of ours, made while another is sent, has a span."""
 _CONTRIB = "opentelemetry.instrumentation.httpx"
 
 
@@ -135,7 +144,7 @@ def _named(client_name: str | None) -> dict[str, str]:
 class Observed:
     """One request on the wire: from its start to its end, as a span, as metrics, or as both."""
 
-    __slots__ = ("_attributes", "_clock", "_instruments", "_span", "_started", "_token")
+    __slots__ = ("_attributes", "_call", "_instruments", "_span", "_started", "_token")
 
     def __init__(
         self,
@@ -144,8 +153,9 @@ class Observed:
         tracer: OtelTracer | None,
         instruments: _Instruments | None,
     ) -> None:
-        call = Call.of(request)
-        self._attributes = _attributes(request, call)
+        call = self._call = Call.of(request)
+        call.head = None
+        self._attributes = _attributes(request)
         self._instruments = instruments
         self._span: Span | None = None
         if tracer is not None:
@@ -153,22 +163,28 @@ class Observed:
             self._token = otel_context.attach(context)
         if instruments is not None:
             instruments.active.add(1, _of_active(self._attributes))
-        self._clock = call.clock
         self._started = call.clock.monotonic()
 
     def end(self, *, response: httpx.Response | None = None, error: BaseException | None = None) -> None:
-        elapsed = self._clock.monotonic() - self._started
+        call = self._call
+        elapsed = call.clock.monotonic() - self._started
         # The rest of the attributes. The span has the others already, and an SDK checks each one that it is given.
         found: dict[str, Any] = {}
-        failed = error is not None and not isinstance(error, asyncio.CancelledError)
+        failed = False
         if response is not None:
-            found["http.response.status_code"] = response.status_code
-            found["network.protocol.version"] = response.http_version.removeprefix("HTTP/")
-            if response.status_code >= 400:
+            found = _of_head(response.status_code, response.http_version)
+            if response.status_code >= 400 or (call.is_last_hop and response.has_redirect_location):
                 found["error.type"] = str(response.status_code)
                 failed = True
         elif error is not None:
-            found["error.type"] = _error_type(error)
+            head = call.head or _head_before(error)
+            if head is not None:
+                found = _of_head(*head)
+            cls = _class_of_failure(error, call)
+            found["error.type"] = (
+                cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+            )
+            failed = cls is not asyncio.CancelledError
         if self._instruments is not None:
             # While the span is current, so that the SDK can attach it as an exemplar.
             self._instruments.duration.record(elapsed, self._attributes | found)
@@ -184,7 +200,7 @@ class Observed:
 def _start_span(
     tracer: OtelTracer, request: httpx.Request, call: Call, client_name: str | None, common: dict[str, Any]
 ) -> tuple[Span, Context]:
-    attributes = {**common, "url.full": redact_url(request.url, call.secret_params)}
+    attributes = {**common, "url.full": redact_url(request.url, call.secret_params, mask="REDACTED")}
     method = common["http.request.method"]
     if method == "_OTHER":
         attributes["http.request.method_original"] = request.method
@@ -193,22 +209,22 @@ def _start_span(
     if client_name is not None:
         attributes[CLIENT] = client_name
     name = "HTTP" if method == "_OTHER" else method
-    if call.url_template:
-        name = f"{name} {call.url_template}"
+    if "url.template" in common:
+        name = f"{name} {common['url.template']}"
     parent = outgoing_context()
     span = tracer.start_span(name, context=parent, kind=SpanKind.CLIENT, attributes=attributes)
     context = trace.set_span_in_context(span, parent)
     if _SUPPRESS_HTTP is not None and _CONTRIB in sys.modules:
-        context = otel_context.set_value(_SUPPRESS_HTTP, True, context)
+        context = otel_context.set_value(_SUPPRESS_HTTP, _BY_US, context)
     return span, context
 
 
-def _attributes(request: httpx.Request, call: Call) -> dict[str, Any]:
+def _attributes(request: httpx.Request) -> dict[str, Any]:
     """What span and metric have in common, known before the request is sent."""
     url = request.url
     attributes = {"http.request.method": _method(request), **_of_origin(url.scheme, url.netloc)}
-    if call.url_template:
-        attributes["url.template"] = call.url_template
+    if TEMPLATE in request.extensions:
+        attributes["url.template"] = request.extensions[TEMPLATE]
     return attributes
 
 
@@ -219,17 +235,34 @@ def _of_origin(scheme: str, netloc: bytes) -> dict[str, Any]:
 
 
 def _of_active(attributes: dict[str, Any]) -> dict[str, Any]:
-    return {key: attributes[key] for key in ("http.request.method", "server.address", "server.port", "url.scheme")}
+    return {key: attributes[key] for key in _OF_ACTIVE if key in attributes}
 
 
 def _method(request: httpx.Request) -> str:
     return request.method if request.method in _KNOWN_METHODS else "_OTHER"
 
 
-def _error_type(error: BaseException) -> str:
-    """The class of the failure: httpx's when that is underneath, since it says more than ours."""
-    cls = type(error.__cause__ if isinstance(error.__cause__, httpx.HTTPError) else error)
-    return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+def _of_head(status: int, http_version: str) -> dict[str, Any]:
+    return {
+        "http.response.status_code": status,
+        "network.protocol.version": http_version.removeprefix("HTTP/"),
+    }
+
+
+def _head_before(error: BaseException) -> tuple[int, str] | None:
+    """Status and version of the response that failed after its head, as the engine knows them."""
+    facts = None if error.__cause__ is None else exchange_facts(error.__cause__)
+    return None if facts is None else facts.head
+
+
+def _class_of_failure(error: BaseException, call: Call) -> type[BaseException]:
+    """The class of the failure: httpx's when that is underneath, since it says more than ours.
+
+    The limit of the whole call, which stands outside of this, comes as a cancellation.
+    """
+    if isinstance(error, asyncio.CancelledError):
+        return HTTPTimeoutError if call.remaining() == 0.0 else asyncio.CancelledError
+    return type(error.__cause__ if isinstance(error.__cause__, httpx.HTTPError) else error)
 
 
 # -- providers ---------------------------------------------------------------------------------------------------
@@ -314,4 +347,6 @@ def _instruments_of(provider: MeterProvider) -> _Instruments:
 def _is_suppressed() -> bool:
     """Whether instrumentation is switched off here, as exporters do for their own requests."""
     current = otel_context.get_current()
-    return bool(current) and any(key is not None and current.get(key) for key in (_SUPPRESS_ALL, _SUPPRESS_HTTP))
+    return bool(current) and any(
+        key is not None and current.get(key) and current[key] is not _BY_US for key in (_SUPPRESS_ALL, _SUPPRESS_HTTP)
+    )

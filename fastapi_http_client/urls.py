@@ -15,6 +15,7 @@ from fastapi_http_client.fast import below
 from fastapi_http_client.redaction import printable, redact_url
 
 _FIELD = re.compile(r"\{([^{}]*)\}")
+_ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://[^/]*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -61,6 +62,15 @@ def expand(template: str, params: Mapping[str, Any]) -> str:
     if any(unquote(segment) in (".", "..") for segment in path.partition("?")[0].split("/")):
         raise InvalidURLError(f"path_params make a '.' or '..' of a part of {template!r}")
     return path
+
+
+def path_template(template: str, base: httpx.URL) -> str:
+    """What telemetry calls a template that `expand()` has taken: an absolute path, without host, query and secrets."""
+    path = re.split(r"[?#]", template, maxsplit=1)[0]
+    address = _ADDRESS.match(path)
+    if address:
+        return path[address.end() :] or "/"
+    return base.raw_path.decode("ascii").partition("?")[0] + path.lstrip("/")
 
 
 def join(base: httpx.URL, path: httpx.URL | str, template: str | None = None) -> httpx.URL:

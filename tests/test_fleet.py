@@ -23,7 +23,7 @@ from pydantic import SecretStr
 
 from fastapi_http_client.config import ClientConfig, OAuth2Config
 from fastapi_http_client.edge.registry import HTTPClients
-from fastapi_http_client.errors import CircuitBreakerOpenError, ConfigurationError, RateLimitError
+from fastapi_http_client.errors import AuthenticationError, CircuitBreakerOpenError, ConfigurationError, RateLimitError
 from fastapi_http_client.fake_clock import FakeClock
 from fastapi_http_client.fleet import Fleet
 from fastapi_http_client.fleet.circuit_breaker import FleetCircuitBreaker
@@ -463,6 +463,8 @@ class Endpoint:
     def __init__(self) -> None:
         self.fetches = 0
         self.revoked = 0
+        self.kinds: list[str] = []
+        """Types of the tokens, if not Bearer."""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
@@ -476,7 +478,8 @@ class Endpoint:
             self.fetches += 1
             number = self.fetches
             await asyncio.sleep(0.1)
-            body = json.dumps({"access_token": f"secret-{number}", "token_type": "Bearer", "expires_in": 60}).encode()
+            kind = self.kinds.pop(0) if self.kinds else "Bearer"
+            body = json.dumps({"access_token": f"secret-{number}", "token_type": kind, "expires_in": 60}).encode()
         else:
             authorization = dict(scope["headers"]).get(b"authorization", b"").decode()
             good = authorization.startswith("Bearer secret-") and int(authorization[14:]) > self.revoked
@@ -554,6 +557,22 @@ async def test_a_token_that_another_key_has_encrypted_is_fetched_anew(server: Va
             fetches.append(endpoint.fetches)
             await clients.aclose()
         assert fetches == [1, 1, 1]
+
+
+@pytest.mark.usefixtures("engine")
+async def test_a_reply_that_one_process_refuses_is_not_shared(server: ValkeyProcess) -> None:
+    endpoint = Endpoint()
+    endpoint.kinds = ["mac"]
+    with serve(endpoint) as base:
+        key = Fernet.generate_key().decode()
+        clients = await token_clients(Fleet(server.url, encryption_key=key), base)
+        with pytest.raises(AuthenticationError, match="Bearer"):
+            await clients["api"].get("/data")
+        other = await token_clients(Fleet(server.url, encryption_key=key), base)
+        assert (await other["api"].get("/data")).status_code == 200
+        await clients.aclose()
+        await other.aclose()
+    assert endpoint.fetches == 2
 
 
 # -- the store in trouble ----------------------------------------------------------------------------------------

@@ -161,6 +161,12 @@ async def test_odd_ids_and_secrets_are_form_encoded_before_they_are_joined() -> 
     assert pair == f"{quote_plus(client_id)}:{quote_plus(secret)}"
 
 
+async def test_an_audience_and_a_resource_are_told_the_endpoint() -> None:
+    service = Service()
+    await client_of(service, credentials(audience="https://api.test", resource="urn:orders")).get("/")
+    assert b"&audience=https%3A%2F%2Fapi.test&resource=urn%3Aorders" in service.asked[0].content
+
+
 async def test_it_may_be_configured() -> None:
     service = Service()
     section: Any = {"type": "oauth2", "token_url": TOKEN_URL, "client_id": "id", "client_secret": CANARY, "scope": "s"}
@@ -803,6 +809,104 @@ async def test_an_api_that_refuses_every_token_costs_one_fetch_a_second_and_not_
     await clock.sleep(1.0)
     assert (await client.get("/")).status_code == 401
     assert len(service.asked) == 3
+
+
+async def test_a_route_that_refuses_every_token_costs_fewer_and_fewer_fetches_whatever_other_routes_do() -> None:
+    service, clock = Service(), FakeClock(autojump=False)
+
+    async def upstream(request: httpx.Request) -> httpx.Response:
+        response = await service(request)
+        return httpx.Response(401) if request.url.path == "/forbidden" else response
+
+    client = client_of(upstream, clock=clock)
+    asked = []
+    for _ in range(120):
+        for _ in range(5):
+            assert (await client.get("/")).status_code == 200
+            assert (await client.get("/forbidden")).status_code == 401
+        asked.append(len(service.asked))
+        clock.advance(1.0)
+    # The first token, and those in the place of one that was rejected after 0, 1, 3, 7, 15, 31, 61 and 91 s.
+    assert [asked[second] for second in (0, 1, 2, 3, 7, 15, 31, 60, 61, 91, 119)] == [2, 3, 3, 4, 5, 6, 7, 7, 8, 9, 9]
+
+
+async def test_a_token_with_too_small_a_scope_is_not_renewed() -> None:
+    service = Service()
+
+    async def upstream(request: httpx.Request) -> httpx.Response:
+        response = await service(request)
+        challenge = {"www-authenticate": 'Bearer realm="r", error="insufficient_scope", scope="admin"'}
+        return httpx.Response(401, headers=challenge) if request.url.path == "/admin" else response
+
+    client = client_of(upstream)
+    assert (await client.get("/admin")).status_code == 401
+    assert len(service.calls) == 1
+    assert len(service.asked) == 1
+
+
+async def test_while_a_rejected_token_cannot_be_replaced_the_others_go_on_with_it() -> None:
+    service, clock = Service(), FakeClock(autojump=False)
+
+    async def upstream(request: httpx.Request) -> httpx.Response:
+        response = await service(request)
+        return httpx.Response(401) if request.url.path == "/forbidden" else response
+
+    client = client_of(upstream, clock=clock)
+    await client.get("/")
+    service.failures = [httpx.Response(400)] * 1000
+    service.gate.clear()
+    refused = asyncio.create_task(client.get("/forbidden"))
+    await until_asked(service, 2)
+    waiting = asyncio.create_task(client.get("/"))  # for the token that replaces it
+    await settle()
+    assert not waiting.done()
+    service.gate.set()
+    with pytest.raises(AuthenticationError, match="answered 400"):
+        await refused
+    assert (await waiting).status_code == 200
+    assert (await client.get("/")).status_code == 200
+    with pytest.raises(AuthenticationError, match="a moment ago"):
+        await client.get("/forbidden")
+    assert len(service.asked) == 2
+    clock.advance(1.0)
+    assert (await client.get("/")).status_code == 200
+    assert len(service.asked) == 3
+
+
+@pytest.mark.parametrize(
+    ("status", "asked", "pause"), [(429, "30", 30), (503, "30", 30), (503, "9999", 60), (503, "x", 1)]
+)
+async def test_an_endpoint_that_asks_to_wait_is_not_asked_before(status: int, asked: str, pause: int) -> None:
+    service = Service(*[httpx.Response(status, headers={"retry-after": asked})] * 3)
+    clock = FakeClock()
+    client = client_of(service, clock=clock)
+    with pytest.raises(AuthenticationError):
+        await client.get("/")
+    before = len(service.asked)
+    await clock.sleep(pause - 0.1)
+    with pytest.raises(AuthenticationError, match="a moment ago"):
+        await client.get("/")
+    assert len(service.asked) == before
+    service.failures.clear()
+    await clock.sleep(0.1)
+    assert (await client.get("/")).status_code == 200
+
+
+async def test_a_token_request_says_who_asks_and_nothing_else_of_the_client() -> None:
+    service = Service()
+    client = client_of(service, headers={"User-Agent": "shop/1.0", "X-Tenant": "t"})
+    await client.get("/")
+    assert service.asked[0].headers["user-agent"] == "shop/1.0"
+    assert "x-tenant" not in service.asked[0].headers
+
+
+async def test_the_size_of_a_token_reply_has_a_limit_of_its_own() -> None:
+    service = Service(padding="x" * 3000)
+    client = client_of(service, max_response_bytes=1024)
+    assert (await client.get("/")).status_code == 200
+    service = Service(padding="x" * 300_000)
+    with pytest.raises(AuthenticationError, match="larger than"):
+        await client_of(service).get("/")
 
 
 async def test_a_renewed_token_that_was_good_once_is_renewed_again() -> None:

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import textwrap
+from types import ModuleType
 
 import httpx
 import pytest
@@ -20,7 +21,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanKind, StatusCode
 
-from fastapi_http_client.call import Call, origin
+from fastapi_http_client import AsyncHTTPClient, ClientConfig
+from fastapi_http_client.call import TEMPLATE, Call, origin
 from fastapi_http_client.circuit_breaker import StateChange
 from fastapi_http_client.context import RequestContext, bind, unbind
 from fastapi_http_client.errors import HTTPRequestError, HTTPTimeoutError
@@ -79,7 +81,7 @@ def sdk():
     telemetry.close()
 
 
-def make_request(method="GET", url="http://up.example/users/7?token=S3CR3T", **options):
+def make_request(method="GET", url="http://up.example/users/7?token=S3CR3T", template=None, **options):
     options.setdefault("clock", FakeClock())
     call = Call(
         client_name="up",
@@ -90,7 +92,7 @@ def make_request(method="GET", url="http://up.example/users/7?token=S3CR3T", **o
         origins=frozenset({origin(httpx.URL(url))}),
         **options,
     )
-    return call.attach(httpx.Request(method, url))
+    return call.attach(httpx.Request(method, url, extensions={} if template is None else {TEMPLATE: template}))
 
 
 async def answer(request):
@@ -108,7 +110,7 @@ def failing(error):
 
 
 async def test_a_span_follows_the_http_conventions(sdk):
-    request = make_request(url_template="/users/{id}")
+    request = make_request(template="/users/{id}")
     response = await sdk.step()(request, call_next=answer)
     assert response.status_code == 200
     (span,) = sdk.spans
@@ -123,7 +125,7 @@ async def test_a_span_follows_the_http_conventions(sdk):
         "server.port": 80,
         "url.scheme": "http",
         "url.template": "/users/{id}",
-        "url.full": "http://up.example/users/7?token=[redacted]",
+        "url.full": "http://up.example/users/7?token=REDACTED",
         "fastapi_http_client.client": "up",
     }
     assert span.instrumentation_scope.name == "fastapi_http_client"
@@ -216,6 +218,22 @@ async def test_a_cancelled_request_ends_its_span_without_an_error_status(sdk):
     assert [point.value for point in sdk.points("http.client.active_requests")] == [0]
 
 
+async def test_the_span_of_a_call_whose_time_is_over_says_so(sdk):
+    clock = FakeClock()
+    request = make_request(clock=clock, total_timeout=5.0)
+    Call.of(request).start_deadline()
+
+    async def call_next(request):
+        clock.advance(5.0)
+        raise asyncio.CancelledError  # as the limit of the whole call has it
+
+    with pytest.raises(asyncio.CancelledError):
+        await sdk.step()(request, call_next=call_next)
+    (span,) = sdk.spans
+    assert span.status.status_code is StatusCode.ERROR
+    assert span.attributes["error.type"] == "fastapi_http_client.errors.HTTPTimeoutError"
+
+
 async def test_the_span_is_a_child_of_the_current_one(sdk):
     with sdk.tracer_provider.get_tracer("test").start_as_current_span("server") as server:
         await sdk.step()(make_request(), call_next=answer)
@@ -297,7 +315,7 @@ async def test_the_duration_is_measured_in_the_conventions_buckets(sdk):
         clock.advance(0.3)
         return HTTPResponse(200, extensions={"http_version": b"HTTP/2"})
 
-    await sdk.step()(make_request(clock=clock, url_template="/users/{id}"), call_next=call_next)
+    await sdk.step()(make_request(clock=clock, template="/users/{id}"), call_next=call_next)
     (point,) = sdk.points("http.client.request.duration")
     assert sdk.metrics["http.client.request.duration"].unit == "s"
     assert point.sum == pytest.approx(0.3)
@@ -373,6 +391,19 @@ async def test_switched_off_nothing_is_built(providers, monkeypatch):
     report_circuit_change(StateChange("up", CircuitState.CLOSED, CircuitState.OPEN, 1.0))
 
 
+async def test_a_call_made_while_another_is_sent_has_a_span_with_the_contrib_instrumentor_too(sdk, monkeypatch):
+    monkeypatch.setitem(sys.modules, "opentelemetry.instrumentation.httpx", ModuleType("contrib"))
+    suppressed = []
+
+    async def call_next(request):
+        suppressed.append(otel_context.get_value(otel_context._SUPPRESS_HTTP_INSTRUMENTATION_KEY))
+        return await sdk.step()(make_request("POST"), call_next=answer)
+
+    await sdk.step()(make_request(), call_next=call_next)
+    assert [span.name for span in sdk.spans] == ["POST", "GET"]
+    assert all(suppressed)
+
+
 async def test_a_request_of_an_exporter_makes_no_span(sdk):
     key = otel_context._SUPPRESS_INSTRUMENTATION_KEY
     token = otel_context.attach(otel_context.set_value(key, True))
@@ -383,7 +414,92 @@ async def test_a_request_of_an_exporter_makes_no_span(sdk):
     assert sdk.spans == ()
 
 
-# -- with the real client, in a process that has a global SDK ----------------------------------------------------
+# -- with the real client ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def client_sdk(sdk, monkeypatch):
+    """An SDK that all clients use."""
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", sdk.tracer_provider)
+    monkeypatch.setattr("opentelemetry.metrics._internal._METER_PROVIDER", sdk.meter_provider)
+    return sdk
+
+
+@pytest.mark.parametrize(
+    ("base", "template", "shown"),
+    [
+        ("http://up.example", "/users/{id}", "/users/{id}"),
+        ("http://up.example/v1", "users/{id}", "/v1/users/{id}"),
+        ("http://up.example/v1/", "/users/{id}", "/v1/users/{id}"),
+        ("http://up.example", "/users/{id}?api_key=S3CR3T#part", "/users/{id}"),
+        ("", "http://me:S3CR3T@up.example/users/{id}?access_token=S3CR3T", "/users/{id}"),
+        ("", "http://up.example/{id}", "/{id}"),
+        ("", "http://up.example?id={id}", "/"),
+    ],
+)
+async def test_a_template_is_a_path_and_holds_no_secret(client_sdk, base, template, shown):
+    async with AsyncHTTPClient(base, transport=httpx.MockTransport(lambda _: httpx.Response(200))) as client:
+        await client.get(template, path_params={"id": 7})
+    (span,) = client_sdk.spans
+    assert span.name == f"GET {shown}"
+    assert span.attributes["url.template"] == shown
+    assert "S3CR3T" not in span.to_json()
+    for name in ("http.client.request.duration", "http.client.active_requests"):
+        (point,) = client_sdk.points(name)
+        assert point.attributes["url.template"] == shown
+
+
+async def test_a_redirect_and_the_requests_of_a_flow_are_not_named_after_the_callers_template(client_sdk):
+    class Flow(httpx.Auth):
+        def auth_flow(self, request):
+            yield httpx.Request("POST", "http://identity.example/token")
+            yield request
+
+    def upstream(request):
+        return (
+            httpx.Response(302, headers={"location": "/login"}) if "users" in request.url.path else httpx.Response(200)
+        )
+
+    async with AsyncHTTPClient("http://up.example", transport=httpx.MockTransport(upstream)) as client:
+        await client.get("/users/{id}", path_params={"id": 7}, auth=Flow(), follow_redirects=True)
+    assert [span.name for span in client_sdk.spans] == ["POST", "GET /users/{id}", "POST", "GET"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_call_that_hangs_until_its_own_limit_is_an_error(client_sdk, engine, upstream, stream):
+    async with AsyncHTTPClient(upstream.url("/"), config=ClientConfig(engine=engine, total_timeout=0.05)) as client:
+        with pytest.raises(HTTPTimeoutError) as caught:
+            await client.send(client.build_request("GET", "/hang"), stream=stream)
+    assert caught.value.phase == "total"
+    (span,) = client_sdk.spans
+    assert span.status.status_code is StatusCode.ERROR
+    assert span.attributes["error.type"] == "fastapi_http_client.errors.HTTPTimeoutError"
+
+
+@pytest.mark.parametrize("path", ["/close-mid-body", "/reset-mid-body"])
+async def test_a_response_that_fails_after_its_head_has_a_status(client_sdk, engine, upstream, path):
+    config = ClientConfig(engine=engine, retry_attempts=1)
+    async with AsyncHTTPClient(upstream.url("/"), config=config) as client:
+        with pytest.raises(HTTPRequestError):
+            await client.get(path)
+    (span,) = client_sdk.spans
+    assert span.attributes["http.response.status_code"] == 200
+    assert span.attributes["network.protocol.version"] == "1.1"
+    assert span.attributes["error.type"].startswith("httpx.")
+
+
+async def test_one_redirect_too_many_is_an_error(client_sdk):
+    transport = httpx.MockTransport(lambda _: httpx.Response(302, headers={"location": "/again"}))
+    async with AsyncHTTPClient("http://up.example", transport=transport, max_redirects=1) as client:
+        with pytest.raises(httpx.TooManyRedirects):
+            await client.get("/", follow_redirects=True)
+    assert [(span.status.status_code, span.attributes.get("error.type")) for span in client_sdk.spans] == [
+        (StatusCode.UNSET, None),
+        (StatusCode.ERROR, "302"),
+    ]
+
+
+# -- in a process that has a global SDK ----------------------------------------------------
 
 
 def test_the_whole_way_has_one_client_span_per_request_on_the_wire():

@@ -282,6 +282,7 @@ class Exchange:
             response_started=self.response_started,
             connection_reused=self.connection_reused,
             lasted=self._loop.time() - self._began,
+            head=(self.status, self.http_version) if self.head_complete else None,
         )
 
 

@@ -26,6 +26,8 @@ class ExchangeFacts(NamedTuple):
     """Whether the connection had carried another request before."""
     lasted: float = math.inf
     """Seconds that the exchange took, from when it was given its connection; infinite when nobody has measured."""
+    head: tuple[int, str] | None = None
+    """Status and HTTP version of the response, if its head was received."""
 
 
 NOTHING_SENT = ExchangeFacts(request_sent=False, response_started=False, connection_reused=False)

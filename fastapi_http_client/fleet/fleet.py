@@ -89,7 +89,7 @@ class Fleet:
         """Let a credential take its token from the fleet. Returns False, and does nothing, without a key."""
         if self._cipher is None:
             return False
-        facts = shared_facts(auth.token_url, auth.client_id, auth.client_secret.get_secret_value(), auth.scope)
+        facts = shared_facts(auth)
         shared = SharedToken(self.link, self._cipher, client=name, facts=facts, longest=auth.cache_duration)
         auth.share(shared.through)
         return True

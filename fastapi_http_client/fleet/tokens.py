@@ -14,9 +14,9 @@ from typing import Any
 import httpx
 
 from fastapi_http_client.clock import SYSTEM_CLOCK
-from fastapi_http_client.errors import ConfigurationError
+from fastapi_http_client.errors import AuthenticationError, ConfigurationError
 from fastapi_http_client.fleet.link import Link, StoreUnavailableError
-from fastapi_http_client.oauth2 import Fetch
+from fastapi_http_client.oauth2 import Fetch, OAuth2ClientCredentials, token_of
 
 logger = logging.getLogger("fastapi_http_client.fleet")
 
@@ -109,7 +109,11 @@ class SharedToken:
                 logger.warning("a shared token could not be decrypted: it is fetched anew")
                 continue
             reply = {**content["reply"], "expires_in": answer.left / 1e6}
-            return httpx.Response(200, json=reply, request=request)
+            found = httpx.Response(200, json=reply, request=request)
+            if _reply(found) is None:
+                logger.warning("a shared token is not valid: it is fetched anew")
+                continue
+            return found
 
     async def _fetch(self, holder: str, fetch: Fetch, request: httpx.Request, auth: httpx.Auth) -> httpx.Response:
         keeping = self._link.start(self._keep_lock(holder))
@@ -157,14 +161,11 @@ class SharedToken:
 
 def _reply(response: httpx.Response) -> dict[str, Any] | None:
     """What is to be shared of a good answer: a token, its type and its life, and nothing that came along."""
-    if response.status_code != 200:
-        return None
     try:
-        reply = response.json()
-    except (ValueError, RecursionError):
+        token_of(response)  # what this process would refuse must not fail the others
+    except AuthenticationError:
         return None
-    if not isinstance(reply, dict) or not isinstance(reply.get("access_token"), str):
-        return None
+    reply = response.json()
     return {key: reply[key] for key in ("access_token", "token_type", "expires_in") if key in reply}
 
 
@@ -176,6 +177,13 @@ def _seconds(value: object, default: float) -> float:
     return seconds if seconds == seconds else default
 
 
-def shared_facts(token_url: str, client_id: str, client_secret: str, scope: str | None) -> dict[str, str | None]:
+def shared_facts(auth: OAuth2ClientCredentials) -> dict[str, str | None]:
     """What two credentials must have in common to share a token."""
-    return {"token_url": token_url, "client_id": client_id, "client_secret": client_secret, "scope": scope}
+    return {
+        "token_url": auth.token_url,
+        "client_id": auth.client_id,
+        "client_secret": auth.client_secret.get_secret_value(),
+        "scope": auth.scope,
+        "audience": auth.audience,
+        "resource": auth.resource,
+    }
