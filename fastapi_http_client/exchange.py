@@ -27,6 +27,7 @@ from fastapi_http_client.failures import (
     body_error,
     described,
     failure,
+    is_of_a_call,
     request_error,
     total_timeout,
     without_secrets,
@@ -65,6 +66,7 @@ class ExchangeStep:
             )
         started = SYSTEM_CLOCK.monotonic()
         stream, body = request.stream, None
+        response: HTTPResponse | Exception
         try:
             if not isinstance(stream, httpx.AsyncByteStream):
                 raise TypeError("the body is a sync iterator, which cannot be sent by an async client")
@@ -83,12 +85,16 @@ class ExchangeStep:
         except HTTPClientError:
             raise
         except CallersBodyError as error:
-            raise body_error(error, request) from error.error
+            if is_of_a_call(error.error):
+                raise body_error(error, request) from error.error
+            response = error.error
         except Exception as error:
             raise failure(error, request, call.max_bytes) from without_secrets(error)
         finally:
             if request.stream is body:
                 request.stream = stream
+        if isinstance(response, Exception):
+            raise response  # here, where it gets no context: what a caller's own code raises is passed on unchanged
         response.request = request
         return await self.settle(response, request, started)
 

@@ -13,7 +13,7 @@ import httpx
 
 from fastapi_http_client.call import Call
 from fastapi_http_client.engine.errors import ExchangeFacts, ResponseTooLargeError, exchange_facts
-from fastapi_http_client.errors import Attempt, HTTPRequestError, HTTPTimeoutError, TimeoutPhase, also
+from fastapi_http_client.errors import Attempt, HTTPClientError, HTTPRequestError, HTTPTimeoutError, TimeoutPhase, also
 from fastapi_http_client.redaction import printable, redact_url, without_frames
 
 _PHASES: dict[type[httpx.TimeoutException], TimeoutPhase] = {
@@ -52,8 +52,13 @@ def failure(error: Exception, request: httpx.Request, max_bytes: int | None) -> 
     return request_error(error, request, too_large if isinstance(error, ResponseTooLargeError) else None)
 
 
+def is_of_a_call(error: Exception) -> bool:
+    """Whether an error in the caller's body is that of a call: another one's, which would be taken for this one's."""
+    return isinstance(error, httpx.HTTPError | httpx.StreamError | HTTPClientError)
+
+
 def body_error(error: CallersBodyError, request: httpx.Request) -> HTTPRequestError:
-    """The error of ours for a body that its producer has failed to produce."""
+    """The error of ours for a body that could not be produced because another call has failed."""
     call = Call.of(request)
     progress = exchange_facts(error)
     kind, text = type(error.error).__name__, printable(str(error), 300)

@@ -222,6 +222,29 @@ async def test_the_state_of_the_app_is_the_fall_back() -> None:
         assert (await browser.get("/")).json() == "github"
 
 
+def test_an_app_mounted_in_a_mounted_app_has_the_clients_of_the_nearest_registry_around_it() -> None:
+    outer, inner = github(timeout=3), github(timeout=4)
+
+    async def timeout(client: Annotated[AsyncHTTPClient, Depends(http_client("github"))]) -> float:
+        return client.config.timeout
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncGenerator[dict[str, Any]]:
+        async with outer.lifespan(app) as state, inner.lifespan(mounted):
+            yield state
+
+    app, mounted, below = FastAPI(lifespan=lifespan), FastAPI(), FastAPI()
+    for each in (app, mounted, below):
+        each.get("/timeout")(timeout)
+    outer.install(app)
+    inner.install(mounted)
+    mounted.mount("/below", below)
+    app.mount("/mounted", mounted)
+    with TestClient(app) as browser:
+        paths = ("/timeout", "/mounted/timeout", "/mounted/below/timeout")
+        assert [browser.get(path).json() for path in paths] == [3.0, 4.0, 4.0]
+
+
 @pytest.mark.parametrize("clients", [None, github()])
 def test_without_a_lifespan_the_usual_causes_are_listed(clients: HTTPClients | None) -> None:
     app = FastAPI()

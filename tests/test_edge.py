@@ -144,6 +144,41 @@ def test_the_users_own_handler_wins_whether_it_came_before_or_after(before):
     assert ask(app).status_code == 418
 
 
+def test_a_failed_call_of_a_middleware_is_answered_too():
+    app = make_app()
+
+    class Gate:
+        def __init__(self, app):
+            self.app = app
+
+        async def __call__(self, scope, receive, send):
+            if scope["path"] == "/after":
+                await self.app(scope | {"path": "/"}, receive, send)
+            raise HTTPRequestError("no answer")
+
+    app.add_middleware(Gate)
+    answer = ask(app)
+    assert answer.status_code == 502
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.headers.get_list("x-request-id") == ["order-42"]
+    assert ask(app, "/after").status_code == 200, "an answer that has begun stays"
+
+
+def test_a_failed_call_of_a_middleware_is_the_users_handlers_if_there_is_one():
+    app = make_app()
+
+    class Gate:
+        def __init__(self, app):
+            pass
+
+        async def __call__(self, scope, receive, send):
+            raise HTTPRequestError("no answer")
+
+    app.add_middleware(Gate)
+    app.add_exception_handler(HTTPClientError, lambda request, exc: JSONResponse({}, 418))
+    assert ask(app).status_code == 418
+
+
 def test_the_registry_is_on_the_apps_state():
     app, clients = FastAPI(), HTTPClients()
     clients.install(app)
@@ -400,6 +435,46 @@ def test_a_caller_who_hangs_up_ends_the_upstream_call_on_the_wire(around):
         assert app.state.results == [asyncio.CancelledError]
         upstream.delay = 0
         assert httpx.get(base_url).json() == "fine", "the client is as good as new"
+
+
+@pytest.mark.parametrize("is_sync", [True, False], ids=["route", "dependency"])
+def test_what_a_request_uses_stays_open_while_a_thread_works_for_it(is_sync):
+    """A thread cannot be cancelled: with the handler cancelled, it would go on with a session that is closed."""
+    entered, go, done = (threading.Event() for _ in range(3))
+    events = []
+    app = FastAPI()
+    HTTPClients().install(app)
+
+    async def session():
+        try:
+            yield
+        finally:
+            events.append("closed")
+            done.set()
+
+    def work():
+        entered.set()
+        assert go.wait(5)
+        events.append("worked")
+
+    @app.get("/", dependencies=[Depends(session)] + ([] if is_sync else [Depends(work)]))
+    def route():
+        if is_sync:
+            work()
+
+    @app.get("/async", dependencies=[Depends(session), Depends(work)])
+    async def with_dependency():
+        events.append("route")
+
+    with serve(app, lifespan="off") as base_url:
+        address = urlsplit(base_url)
+        with socket.create_connection((address.hostname, address.port)) as sock:
+            sock.sendall(f"GET {'/' if is_sync else '/async'} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            assert entered.wait(5)
+        assert not done.wait(0.3), "longer than the watch takes to begin"
+        go.set()
+        assert done.wait(5)
+    assert (events[0], events[-1]) == ("worked", "closed")
 
 
 @pytest.mark.usefixtures("engine")

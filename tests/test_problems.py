@@ -81,7 +81,8 @@ TABLE = [
 
 def make_app(error, **options):
     app = FastAPI()
-    app.add_exception_handler(HTTPClientError, ProblemResponses(**options))
+    for cls in (HTTPClientError, ExceptionGroup):
+        app.add_exception_handler(cls, ProblemResponses(**options))
 
     @app.get("/")
     async def route():
@@ -112,6 +113,27 @@ def test_each_error_has_its_problem(error, status, name, retry_after):
     assert problem["detail"]
     assert CANARY not in str(answer.headers) + answer.text
     assert "billing" not in answer.text
+
+
+def test_a_group_of_failed_calls_is_answered_as_its_first():
+    late = HTTPTimeoutError(CANARY, phase="total", **FACTS)
+    group = ExceptionGroup("", [ExceptionGroup("", [late]), HTTPRequestError(CANARY, **FACTS)])
+    answer = TestClient(make_app(group)).get("/")
+    assert (answer.status_code, answer.json()["type"]) == (504, f"{URN}upstream-timeout")
+
+
+def test_a_group_with_anything_else_in_it_is_an_error_like_any_other():
+    group = ExceptionGroup("", [HTTPRequestError(CANARY, **FACTS), LookupError("a bug")])
+    with pytest.raises(ExceptionGroup) as caught:
+        TestClient(make_app(group)).get("/")
+    assert caught.value is group
+
+
+@pytest.mark.parametrize("cls", [HTTPClientError, httpx.TimeoutException])
+def test_a_handler_of_the_user_gets_the_call_of_a_group(cls):
+    app = make_app(ExceptionGroup("", [HTTPTimeoutError("x", phase="read")]))
+    app.add_exception_handler(cls, lambda request, exc: JSONResponse({"handled": type(exc).__name__}, 418))
+    assert TestClient(app).get("/").json() == {"handled": "HTTPTimeoutError"}
 
 
 def test_the_problem_has_the_request_id():

@@ -23,7 +23,7 @@ from fastapi_http_client.config import ClientConfig
 from fastapi_http_client.edge.registry import HTTPClients
 from fastapi_http_client.edge.routes import STATE_KEY
 from fastapi_http_client.errors import ConfigurationError, HTTPRequestError
-from fastapi_http_client.lifecycle import ClientStateError
+from fastapi_http_client.lifecycle import ClientStateError, Lifecycle
 from fastapi_http_client.middleware import Middleware
 from fastapi_http_client.models import HTTPResponse
 from fastapi_http_client.rate_limiter import TokenBucketRateLimiter
@@ -294,6 +294,19 @@ async def test_an_error_that_is_no_configuration_error_passes_and_names_the_clie
         await clients.start()
     assert caught.value.__notes__ == ['while the client "b" was built']
     assert network.closed == 1
+
+
+async def test_a_start_that_fails_at_its_end_may_be_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = open_network()
+    clients = HTTPClients()
+    clients.add("a", transport=network)
+    with monkeypatch.context() as patch:
+        patch.setattr(Lifecycle, "bind", lambda self: asyncio.get_running_loop().nothing)  # as on another kind of loop
+        with pytest.raises(AttributeError, match="nothing"):
+            await clients.start()
+    assert network.closed == 1
+    async with clients:
+        assert clients.is_running
 
 
 async def test_starting_twice_is_an_error() -> None:

@@ -14,6 +14,7 @@ from urllib.parse import quote
 import httpx
 import pytest
 from cryptography.hazmat.primitives import serialization
+from fastapi import HTTPException
 
 from fastapi_http_client import transport
 from fastapi_http_client.client import AsyncHTTPClient
@@ -603,8 +604,30 @@ async def test_a_body_that_comes_slowly_is_no_failure_of_the_upstream(upstream: 
         assert client.circuit_breaker.state is CircuitState.OPEN
 
 
-@pytest.mark.parametrize("error", [OSError("disk"), TimeoutError("own"), ValueError("v"), httpx.ReadError("another's")])
-async def test_a_body_that_fails_is_no_failure_of_the_upstream(upstream: HostileUpstream, error: Exception) -> None:
+@pytest.mark.parametrize("error", [OSError("disk"), TimeoutError("own"), HTTPException(413)])
+async def test_what_a_body_raises_is_passed_on_and_no_failure_of_the_upstream(
+    upstream: HostileUpstream, error: Exception
+) -> None:
+    async def failing() -> AsyncIterator[bytes]:
+        yield b"a"
+        raise error from LookupError("why")
+
+    async with guarded(upstream) as client:
+        with pytest.raises(type(error)) as caught:
+            await client.put("/echo", content=failing())
+        assert client.circuit_breaker is not None
+        assert client.circuit_breaker.state is CircuitState.CLOSED
+        assert (await client.get("/ok")).status_code == 200
+    assert caught.value is error
+    assert isinstance(error.__cause__, LookupError)
+    assert error.__context__ is None
+
+
+async def test_a_body_that_fails_with_another_calls_error_is_no_failure_of_the_upstream(
+    upstream: HostileUpstream,
+) -> None:
+    error = httpx.ReadError("another's")
+
     async def failing() -> AsyncIterator[bytes]:
         yield b"a"
         raise error

@@ -8,6 +8,8 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any, Final, NamedTuple, TypeVar
 
+from anyio.to_thread import current_default_thread_limiter
+
 from fastapi_http_client import arguments
 from fastapi_http_client.arguments import bad_argument
 from fastapi_http_client.clock import SYSTEM_CLOCK
@@ -33,6 +35,9 @@ _MILLISECONDS = re.compile(rb"[0-9]{1,10}")
 _CANCELLED_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 _WATCH_AFTER: Final = 0.1
 """Seconds before a caller is watched: most requests are over by then, also of a busy service, and never pay for it."""
+
+_THREAD_POLL: Final = 0.05
+"""Seconds between two looks whether the thread of an abandoned request has ended."""
 
 _MARK: Final = "__fastapi_http_client_cancel_on_disconnect__"
 
@@ -144,6 +149,12 @@ class _Settings(NamedTuple):
                     asked = int(value) / 1000
                     left = asked if left is None else min(left, asked)
         return None if left is None else SYSTEM_CLOCK.monotonic() + left
+
+
+def has_answered(scope: Scope) -> bool:
+    """Whether the response to a request has been started, and no other one can be sent."""
+    request: _Request | None = scope.get(_SCOPE_KEY)
+    return request is None or request.over
 
 
 def _request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
@@ -271,8 +282,8 @@ class _Request:
             message = await self._receive()
         finally:
             self._readers -= 1
-        if message["type"] == "http.disconnect":
-            self._task.get_loop().call_soon(self._disconnected)
+        if message["type"] == "http.disconnect" and self._watch is None:
+            self._watch = self._task.get_loop().create_task(self._abandon())
         return message
 
     @staticmethod
@@ -306,16 +317,23 @@ class _Request:
                 return
             ahead.put_nowait(message)
             if message["type"] == "http.disconnect":
-                self._disconnected()
+                await self._abandon()
                 return
             if message.get("more_body", False):
                 await ahead.join()
 
-    def _disconnected(self) -> None:
-        if not self.over and self._is_wanted():
-            self.over = True
-            self._cancelled = True
-            self._task.cancel()
+    async def _abandon(self) -> None:
+        """Cancel the handler, but not while a thread runs for it: a sync route, or a sync dependency.
+
+        A thread goes on, and would find its database session closed; anyio would count it as ended, too.
+        """
+        while not self.over and self._is_wanted():
+            if self._task not in current_default_thread_limiter().statistics().borrowers:
+                self.over = True
+                self._cancelled = True
+                self._task.cancel()
+            else:
+                await SYSTEM_CLOCK.sleep(_THREAD_POLL)
 
     def _is_wanted(self) -> bool:
         marked: bool | None = getattr(self.scope.get("endpoint"), _MARK, None)

@@ -29,9 +29,11 @@ class ClientDependency(ClientReference):
         return client
 
     def _of(self, scope: Any) -> HTTPClients:
-        """The registry that was installed on the app of the route, a mounted one perhaps; else that of the lifespan."""
+        """The registry that was installed on the app of the route, or the nearest around it; else the lifespan's."""
         running: HTTPClients | None = scope.get("state", {}).get(STATE_KEY)
-        installed: HTTPClients | None = getattr(getattr(scope.get("app"), "state", None), STATE_KEY, None)
+        # Not in the scope: an instrumentation has taken the app's middleware stack apart.
+        taken_apart: HTTPClients | None = getattr(getattr(scope.get("app"), "state", None), STATE_KEY, None)
+        installed: HTTPClients | None = scope.get(STATE_KEY, taken_apart)
         if installed is not None and (running is None or (installed is not running and installed.is_running)):
             return installed
         if running is None:

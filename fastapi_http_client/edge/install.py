@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from starlette.applications import Starlette
 from starlette.middleware.errors import ServerErrorMiddleware
@@ -52,10 +52,12 @@ def install(
         cancel_on_disconnect=cancel_on_disconnect,
     )
     in_context(_nothing)  # checks the arguments now, not at the first request
-    _wrap_middleware_stack(app, in_context)
+    handler = None
     if problem_responses:
-        handler: Any = ProblemResponses(expose_client_names=expose_client_names)
-        app.exception_handlers.setdefault(HTTPClientError, handler)
+        handler = ProblemResponses(expose_client_names=expose_client_names)
+        for cls in (HTTPClientError, ExceptionGroup):
+            app.exception_handlers.setdefault(cls, cast("Any", handler))
+    _wrap_middleware_stack(app, registry, in_context, handler)
     setattr(app.state, STATE_KEY, registry)
 
 
@@ -67,20 +69,36 @@ class _ContextStack(ServerErrorMiddleware):
     only what is inside of its `ServerErrorMiddleware`: so this is one, and the context is bound inside of it as well.
     """
 
-    def __init__(self, stack: ServerErrorMiddleware, in_context: Callable[[ASGIApp], ASGIApp]) -> None:
-        super().__init__(in_context(stack.app), handler=stack.handler, debug=stack.debug)
+    def __init__(
+        self,
+        stack: ServerErrorMiddleware,
+        registry: HTTPClients,
+        in_context: Callable[[ASGIApp], ASGIApp],
+        problems: ProblemResponses | None,
+    ) -> None:
+        inner = stack.app if problems is None else problems.around(stack.app)
+        super().__init__(in_context(inner), handler=stack.handler, debug=stack.debug)
         self._whole = in_context(super().__call__)
+        self._registry = registry
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[STATE_KEY] = self._registry  # for what is mounted below, too
         await self._whole(scope, receive, send)
 
 
-def _wrap_middleware_stack(app: Starlette, in_context: Callable[[ASGIApp], ASGIApp]) -> None:
+def _wrap_middleware_stack(
+    app: Starlette,
+    registry: HTTPClients,
+    in_context: Callable[[ASGIApp], ASGIApp],
+    problems: ProblemResponses | None,
+) -> None:
     build = app.build_middleware_stack
 
     def build_in_context() -> ASGIApp:
         stack = build()
-        return _ContextStack(stack, in_context) if isinstance(stack, ServerErrorMiddleware) else in_context(stack)
+        if isinstance(stack, ServerErrorMiddleware):
+            return _ContextStack(stack, registry, in_context, problems)
+        return in_context(stack)
 
     app.build_middleware_stack = build_in_context  # type: ignore[method-assign]
 

@@ -28,6 +28,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.websockets import WebSocket, WebSocketState
 
 from fastapi_http_client.context import get_request_id
+from fastapi_http_client.edge.asgi import ASGIApp, Receive, Scope, Send, has_answered
 from fastapi_http_client.errors import (
     AuthenticationError,
     CircuitBreakerOpenError,
@@ -132,25 +133,45 @@ def retry_after_of(error: HTTPClientError) -> float | None:
 
 
 class ProblemResponses:
-    """The exception handler for `HTTPClientError`. It leaves what the user has a handler for to that handler."""
+    """The exception handler for `HTTPClientError`, and for groups of nothing else, as an `asyncio.TaskGroup` raises.
+
+    It leaves what the user has a handler for to that handler.
+    """
 
     def __init__(self, *, expose_client_names: bool = False) -> None:
         self._expose_client_names = expose_client_names
 
     async def __call__(self, connection: Request | WebSocket, error: Exception) -> Response | None:
-        assert isinstance(error, HTTPClientError)
-        handler = _handler_of_the_user(connection, error)
+        failed = _failed_call(error)
+        handler = None if failed is None else _handler_of_the_user(connection, failed)
         if handler is not None:
-            return await _called(handler, connection, error)
-        if isinstance(error, ConfigurationError):
+            return await _called(handler, connection, cast("Exception", failed))
+        if failed is None or isinstance(failed, ConfigurationError):
             raise error  # a mistake of this service, like any other exception: a 500, a traceback, and seen by tests
-        kind = kind_of(error)
-        _log(kind, error)
-        response = self._response(kind, error)
+        kind = kind_of(failed)
+        _log(kind, failed)
+        response = self._response(kind, failed)
         if isinstance(connection, WebSocket):
             await _end_websocket(connection, kind, response)
             return None
         return response
+
+    def around(self, app: ASGIApp) -> ASGIApp:
+        """The app, whose own middlewares are answered for too: exception handlers stand inside of those."""
+
+        async def answered(scope: Scope, receive: Receive, send: Send) -> None:
+            try:
+                await app(scope, receive, send)
+            except (HTTPClientError, ExceptionGroup) as error:
+                if has_answered(scope):
+                    raise
+                is_http = scope["type"] == "http"
+                connection: Any = Request(scope, receive, send) if is_http else WebSocket(scope, receive, send)
+                response = await _called(_nearest_handler(connection, error), connection, error)
+                if response is not None:
+                    await response(scope, receive, send)
+
+        return answered
 
     def _response(self, kind: Kind, error: HTTPClientError) -> Response:
         content: dict[str, Any] = {
@@ -211,11 +232,27 @@ def _log(kind: Kind, error: HTTPClientError) -> None:
         _logger.warning(*line)
 
 
+def _failed_call(error: Exception) -> HTTPClientError | None:
+    """The failed call, or the first of a group in which there is nothing else."""
+    if isinstance(error, ExceptionGroup) and error.split(HTTPClientError)[1] is None:
+        while isinstance(error, ExceptionGroup):
+            error = error.exceptions[0]
+    return error if isinstance(error, HTTPClientError) else None
+
+
+def _nearest_handler(connection: HTTPConnection, error: Exception) -> Any:
+    """The handler that Starlette would choose. There is one: ours, if it is not the user's."""
+    handlers = connection.app.exception_handlers
+    return next(handlers[cls] for cls in type(error).__mro__ if cls in handlers)
+
+
 def _handler_of_the_user(connection: HTTPConnection, error: HTTPClientError) -> Any:
-    """The user's handler for an httpx class that the error also is: ours, being nearer, would hide it."""
+    """The user's handler for a class of ours, or for an httpx class that the error also is, which ours would hide."""
     handlers = connection.app.exception_handlers
     for cls in type(error).__mro__:
-        if issubclass(cls, httpx.HTTPError) and not isinstance(handlers.get(cls), ProblemResponses | None):
+        if issubclass(cls, httpx.HTTPError | HTTPClientError) and not isinstance(
+            handlers.get(cls), ProblemResponses | None
+        ):
             return handlers[cls]
     return None
 

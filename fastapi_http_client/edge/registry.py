@@ -308,16 +308,16 @@ class HTTPClients:
                     problems.extend(settings.located(name, problem) for problem in found)
             if problems:
                 raise ConfigurationError(_summary(problems), problems=problems)
+            for made in clients.values():
+                made.lifecycle.bind()
             if self._fleet is not None:
                 await self._fleet.start()
+            settings.warn()
         except BaseException:
             self._phase, self._fleet = before, None
             with contextlib.suppress(Exception):  # why the start failed is what has to be seen
                 await shielded(_close(clients, 0.0))
             raise
-        for made in clients.values():
-            made.lifecycle.bind()
-        settings.warn()
         self._settings, self._clients, self._phase = settings, clients, "running"
 
     def _load(self) -> Settings:
