@@ -332,7 +332,8 @@ def _baggage(values: list[str]) -> list[str]:
         return []
     texts = [member.strip(" \t") for member in members]
     good = [text for text in texts if len(text) <= _MAX_MEMBER and re.fullmatch(_BAGGAGE_MEMBER, text)]
-    return [",".join(good)] if good else []
+    # Blanks around "=" and ";" are allowed, and opentelemetry-api before 1.45 refuses them and logs the member.
+    return [re.sub(r"[ \t]", "", ",".join(good))] if good else []
 
 
 def _tracestate(values: list[str]) -> list[str]:

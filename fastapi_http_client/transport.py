@@ -7,8 +7,10 @@ noticed and obeyed: a request that they would have caught does not slip past the
 from __future__ import annotations
 
 import functools
+import importlib.util
 import ssl
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
@@ -16,6 +18,7 @@ import httpx
 
 from fastapi_http_client.arguments import bad_argument
 from fastapi_http_client.config import ClientConfig
+from fastapi_http_client.errors import Problem
 
 if TYPE_CHECKING:
     from fastapi_http_client.engine.transport import AsyncioTransport
@@ -24,12 +27,29 @@ if TYPE_CHECKING:
 def create_transport(
     config: ClientConfig, *, ssl_context: ssl.SSLContext, http1: bool = True
 ) -> httpx.AsyncBaseTransport:
-    """The transport for a client's options: the seam where another engine, or a test's fake network, comes in."""
+    """The transport for a client's options: the seam where another engine, or a test's fake network, comes in.
+
+    Raises `ConfigurationError` when an extra is missing.
+    """
+    for problem in missing_extras(config):
+        raise bad_argument("AsyncHTTPClient", problem.argument, problem.message)
     if config.engine == "asyncio":
         return _engine(config, ssl_context)
     if config.engine == "httpcore" or config.http2 or config.proxy is not None or not http1:
         return _httpcore(config, ssl_context, http1)
     return AutoTransport(config, ssl_context)
+
+
+def missing_extras(config: ClientConfig) -> Iterator[Problem]:
+    """What a client of this config needs and is not installed."""
+    if config.http2 and not _is_installed("h2"):
+        yield Problem("http2", "needs an extra: pip install fastapi-http-client[http2]")
+    if config.proxy is not None and config.proxy.startswith("socks") and not _is_installed("socksio"):
+        yield Problem("proxy", "SOCKS needs an extra: pip install fastapi-http-client[socks]")
+
+
+def _is_installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
 
 
 class AutoTransport(httpx.AsyncBaseTransport):

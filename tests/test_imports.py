@@ -12,7 +12,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 
 IMPORT_ADDS = """
-import fastapi, httpx, json, sys
+import asyncio, fastapi, httpx, json, sys
 before = set(sys.modules)
 import fastapi_http_client
 print(json.dumps(sorted(set(sys.modules) - before)))

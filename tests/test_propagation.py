@@ -397,6 +397,12 @@ async def test_bad_members_of_baggage_are_dropped_and_good_ones_kept():
     assert (await sent(INTERNAL, context=context))["baggage"] == "good=1%3Bmeta%3Dx,more=2"
 
 
+async def test_blanks_in_baggage_are_not_handed_on():
+    """W3C allows them; opentelemetry-api before 1.45 refuses them, and logs the member."""
+    context = inbound([(b"baggage", b"good = 1\t; meta = x , more =2")])
+    assert (await sent(INTERNAL, context=context))["baggage"] == "good=1%3Bmeta%3Dx,more=2"
+
+
 async def test_a_listed_header_that_is_not_visible_ascii_is_not_handed_on():
     context = inbound([(b"x-tenant", "ä".encode()), (b"x-tenant", b"a\x00b")])
     assert "x-tenant" not in await sent(INTERNAL, context=context)

@@ -16,9 +16,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
+from fastapi_http_client import transport
 from fastapi_http_client.config import BearerConfig, ClientConfig, OAuth2Config
 from fastapi_http_client.errors import ConfigurationError, Problem
-from fastapi_http_client.settings import load as settings_module
 from fastapi_http_client.settings.load import Settings, load_settings, located
 from fastapi_http_client.settings.sections import code_section, fields_set, merge
 from fastapi_http_client.settings.variables import (
@@ -664,7 +664,7 @@ def test_a_file_without_permission_is_named(load: Load, monkeypatch: pytest.Monk
 
 
 def test_an_option_without_its_extra_names_the_extra(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settings_module, "_is_installed", lambda module: False)
+    monkeypatch.setattr(transport, "_is_installed", lambda module: False)
     settings = load({"HTTP_CLIENT__A__HTTP2": "on", "HTTP_CLIENT__B__PROXY": "socks5://localhost:1080"})
     assert problems(settings) == [
         "HTTP_CLIENT__A__HTTP2: needs an extra: pip install fastapi-http-client[http2]",

@@ -683,3 +683,14 @@ async def test_a_slow_request_hook_is_no_failure_of_the_upstream(upstream: Hosti
         assert client.circuit_breaker is not None
         assert client.circuit_breaker.state is CircuitState.CLOSED
     assert not caught.value.may_have_run
+
+
+@pytest.mark.parametrize(
+    ("config", "argument"), [({"http2": True}, "http2"), ({"proxy": "socks5://127.0.0.1:1"}, "proxy")]
+)
+def test_a_client_that_lacks_an_extra_is_refused_when_it_is_made(
+    monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], argument: str
+) -> None:
+    monkeypatch.setattr(transport, "_is_installed", lambda module: False)
+    with pytest.raises(ConfigurationError, match=rf"AsyncHTTPClient: {argument}: .*pip install fastapi-http-client\["):
+        AsyncHTTPClient("http://api.test", config=ClientConfig(**config))

@@ -10,7 +10,6 @@ argument, and none shows a value.
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 import re
@@ -51,6 +50,7 @@ from fastapi_http_client.settings.variables import (
     perhaps_meant,
     variable,
 )
+from fastapi_http_client.transport import missing_extras
 
 logger = logging.getLogger("fastapi_http_client.settings")
 
@@ -372,7 +372,7 @@ def _client_settings(section: Section, sources: Mapping[str, Source]) -> ClientS
         problems.extend(error.problems)
         problems.extend(_contradictions_besides(error.problems, values))
         raise ConfigurationError(problems=problems) from None
-    problems.extend(_missing_extras(config))
+    problems.extend(missing_extras(config))
     if problems:
         raise ConfigurationError(problems=problems)
     return ClientSettings(config, auth, sources)
@@ -415,17 +415,6 @@ def _unusable_files(values: Mapping[str, Any]) -> Iterator[Problem]:
             yield Problem(option, "there is no such file")
         elif not os.access(path, os.R_OK):
             yield Problem(option, "the file cannot be read")
-
-
-def _missing_extras(config: ClientConfig) -> Iterator[Problem]:
-    if config.http2 and not _is_installed("h2"):
-        yield Problem("http2", "needs an extra: pip install fastapi-http-client[http2]")
-    if config.proxy is not None and config.proxy.startswith("socks") and not _is_installed("socksio"):
-        yield Problem("proxy", "SOCKS needs an extra: pip install fastapi-http-client[socks]")
-
-
-def _is_installed(module: str) -> bool:
-    return importlib.util.find_spec(module) is not None
 
 
 def _problems_of_default(section: Section, prefix: str) -> Iterator[Problem]:

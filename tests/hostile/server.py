@@ -124,7 +124,7 @@ class HostileUpstream:
         self._sockets: list[socket.socket] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._conns: dict[int, Conn] = {}
-        self._conn_id = 0
+        self._conn_id = 100_000  # of as many digits always, so that an echo is as long each time
         self._seq = 0
         self.in_flight = 0
         self.clear()
