@@ -74,9 +74,8 @@ _VISIBLE = re.compile(r"[\x20-\x7e\t]*")
 _BAGGAGE_TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _BAGGAGE_VALUE = r"[\x21\x23-\x2b\x2d-\x3a\x3c-\x5b\x5d-\x7e]*"
 # Compiled, and kept by `re`, when the first of them comes in: an import is to be quick.
-_BAGGAGE_MEMBER = (
-    rf"{_BAGGAGE_TOKEN}[ \t]*=[ \t]*{_BAGGAGE_VALUE}(?:[ \t]*;[ \t]*{_BAGGAGE_TOKEN}(?:={_BAGGAGE_VALUE})?)*"
-)
+_BAGGAGE_PAIR = rf"[ \t]*+=[ \t]*+{_BAGGAGE_VALUE}"  # possessive: blanks are never tried in two places
+_BAGGAGE_MEMBER = rf"{_BAGGAGE_TOKEN}{_BAGGAGE_PAIR}(?:[ \t]*+;[ \t]*+{_BAGGAGE_TOKEN}(?:{_BAGGAGE_PAIR})?)*"
 _TRACE_MEMBER = (
     r"(?P<key>[a-z][a-z0-9_\-*/]{0,255}|[a-z0-9][a-z0-9_\-*/]{0,240}@[a-z][a-z0-9_\-*/]{0,13})"
     r"=[\x20-\x2b\x2d-\x3c\x3e-\x7e]{0,255}[\x21-\x2b\x2d-\x3c\x3e-\x7e]"
