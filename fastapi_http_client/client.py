@@ -60,7 +60,13 @@ if TYPE_CHECKING:
     from httpx._types import QueryParamTypes
     from typing_extensions import Unpack
 
-    from fastapi_http_client.client_options import BodyOptions, BuildOptions, HTTPXOptions, RequestOptions
+    from fastapi_http_client.client_options import (
+        BodyOptions,
+        BuildOptions,
+        HTTPXOptions,
+        RequestOptions,
+        ViewOptions,
+    )
 
 _NO_OPTIONS: Mapping[str, Any] = {}
 
@@ -197,12 +203,13 @@ class AsyncHTTPClient(httpx.AsyncClient):
             allowed = (origin(httpx.URL(allowed)) for allowed in self.config.allowed_origins)
             self._origins = frozenset({origin(self.base_url), *allowed})
 
-    def with_options(self, **config_fields: Any) -> AsyncHTTPClient:
+    def with_options(self, **options: Unpack[ViewOptions]) -> AsyncHTTPClient:
         """A view of this client with other options: it shares the pool, the limiter, the circuit and the budget.
 
         Closing the client closes its views; closing a view does nothing. Raises `ConfigurationError` for a field that
         belongs to what is shared.
         """
+        config_fields = cast("dict[str, Any]", options)
         for field in config_fields:
             if field not in ClientConfig.model_fields:
                 raise bad(field, UNKNOWN_OPTION)

@@ -6,9 +6,9 @@ import functools
 import inspect
 import os
 import ssl
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from http.cookiejar import CookieJar
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import httpx
 from httpx import USE_CLIENT_DEFAULT
@@ -58,6 +58,60 @@ if TYPE_CHECKING:
         event_hooks: Mapping[str, list[Callable[..., Any]]] | None
         trust_env: bool
         default_encoding: str | Callable[[bytes], str]
+
+    class _FieldsOfView(TypedDict, total=False):
+        """The fields of `ClientConfig` that a view of a client can have of its own, and httpx does not know."""
+
+        connect_timeout: float | None
+        total_timeout: float | None
+        retry_attempts: int
+        retry_backoff_factor: float
+        retry_max_delay: float
+        retry_jitter: float
+        retry_statuses: Collection[int]
+        retry_methods: Collection[str]
+        retry_non_idempotent: bool
+        idempotency_keys: bool
+        enable_rate_limiting: bool
+        rate_limit_max_wait: float | None
+        enable_circuit_breaker: bool
+        propagation: Literal["external", "internal", "none"]
+        propagate_headers: Sequence[str]
+        allowed_origins: Sequence[str]
+        max_response_bytes: int | None
+
+    class ViewOptions(_FieldsOfView, total=False):
+        """What a view of a client can differ in."""
+
+        base_url: str
+        auth: Any
+        headers: Mapping[str, str]
+        timeout: float
+        follow_redirects: bool
+        max_redirects: int
+
+    class DeclaredOptions(_FieldsOfView, HTTPXOptions, total=False):
+        """What a client of a registry can be declared with."""
+
+        max_connections: int
+        max_keepalive_connections: int
+        keepalive_expiry: float
+        max_connection_age: float | None
+        verify_ssl: bool
+        ca_file: str | None
+        client_cert: str | None
+        client_key: str | None
+        engine: Literal["auto", "asyncio", "httpcore"]
+        retry_budget: float
+        rate_limit_rate: float
+        rate_limit_burst: int
+        circuit_breaker_failure_threshold: int
+        circuit_breaker_recovery_timeout: float
+        circuit_breaker_half_open_max_calls: int
+        circuit_breaker_failure_rate: float | None
+        circuit_breaker_window: float
+        circuit_breaker_minimum_calls: int
+        persist_cookies: bool
 
     class PlainOptions(TypedDict, total=False):
         """What any request can be built with."""

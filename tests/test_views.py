@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from fastapi_http_client import client_options
 from fastapi_http_client.auth import BearerAuth
 from fastapi_http_client.client import AsyncHTTPClient
 from fastapi_http_client.client_options import SHARED_FIELDS
@@ -230,3 +233,20 @@ def test_a_timeout_object_is_replaced_by_that_of_a_view() -> None:
     client = AsyncHTTPClient("https://api.example.com", timeout=httpx.Timeout(3))
     assert client.config.timeout == 3.0
     assert client.with_options(timeout=1.0).timeout == httpx.Timeout(1)
+
+
+def keys_of(name: str) -> set[str]:
+    """The keys of a TypedDict of `client_options`, which only type checkers see."""
+    tree = ast.parse(Path(client_options.__file__).read_text("utf-8"))
+    found = next(node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == name)
+    own = {
+        part.target.id for part in found.body if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name)
+    }
+    bases = [base.id for base in found.bases if isinstance(base, ast.Name) and base.id != "TypedDict"]
+    return own.union(*map(keys_of, bases))
+
+
+def test_type_checkers_know_every_option() -> None:
+    fields = set(ClientConfig.model_fields)
+    assert keys_of("ViewOptions") == fields - SHARED_FIELDS
+    assert keys_of("DeclaredOptions") == (fields | client_options.option_names()) - {"base_url", "auth"}

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from typing import Self, Unpack
 
     from fastapi_http_client.circuit_breaker import CircuitBreaker
-    from fastapi_http_client.client_options import HTTPXOptions
+    from fastapi_http_client.client_options import DeclaredOptions
     from fastapi_http_client.clock import Clock
     from fastapi_http_client.fleet import Fleet
     from fastapi_http_client.middleware import Middleware
@@ -134,7 +134,7 @@ class HTTPClients:
         transport: httpx.AsyncBaseTransport | None = None,
         clock: Clock | None = None,
         random: Any = None,
-        **httpx_options: Unpack[HTTPXOptions],
+        **options: Unpack[DeclaredOptions],
     ) -> None:
         """Declare a client, or give a client of the environment what no variable can say.
 
@@ -150,12 +150,12 @@ class HTTPClients:
             raise ConfigurationError(f'client "{name}": declared twice (as "{self._declared[normal].name}" before)')
         if config is not None and not isinstance(config, ClientConfig):
             raise ConfigurationError(f'client "{name}": config must be a ClientConfig, not {type(config).__name__}')
-        unknown = httpx_options.keys() - option_names() - ClientConfig.model_fields.keys()
+        unknown = options.keys() - option_names() - ClientConfig.model_fields.keys()
         if unknown:
             guess = closest(min(unknown), [*option_names(), *ClientConfig.model_fields])
             question = f"; did you mean {guess}?" if guess else ""
             raise TypeError(f"HTTPClients.add() got an unexpected keyword argument {min(unknown)!r}{question}")
-        fields, options = _split(dict(httpx_options))
+        fields, rest = _split(dict(options))
         fields = {**(fields_set(config) if config else {}), **fields}
         if base_url:
             fields["base_url"] = base_url
@@ -168,7 +168,7 @@ class HTTPClients:
             "transport": transport,
             "clock": clock,
             "random": random,
-            **options,
+            **rest,
         }
         self._declared[normal] = _Declared(name, code_section(normal, fields), arguments)
 

@@ -46,6 +46,7 @@ from fastapi_http_client.testing import FakeClock, MockResponse
 
 clients = HTTPClients({"github": ClientConfig(base_url="https://api.github.com")}, shutdown_grace=5.0)
 clients.add("billing", auth=BearerAuth("token"), middlewares=[LoggingMiddleware()], timeout=3.0)
+clients.add("shop", total_timeout=3.0, retry_attempts=2, max_connections=10, http2=True)
 app = FastAPI(lifespan=clients.lifespan)
 clients.install(app, request_timeout=10.0, cancel_on_disconnect=True)
 GitHub = Annotated[AsyncHTTPClient, Depends(http_client("github"))]
@@ -109,7 +110,10 @@ async def responses(client: AsyncHTTPClient) -> None:
 async def life() -> None:
     async with AsyncHTTPClient("https://api.example.com", config=ClientConfig(timeout=3.0)) as client:
         assert_type(client, AsyncHTTPClient)
-        assert_type(client.with_options(timeout=1.0), AsyncHTTPClient)
+        assert_type(client.with_options(timeout=1.0, retry_statuses={503}, auth=None), AsyncHTTPClient)
+        client.with_options(max_connections=3)  # type: ignore[call-arg]
+        client.with_options(retrys=3)  # type: ignore[call-arg]
+        client.with_options(timeout="3")  # type: ignore[arg-type]
         assert_type(client.config, ClientConfig)
         assert_type(client.name, str | None)
         await client.drain(3.0)
