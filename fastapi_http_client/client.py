@@ -33,6 +33,8 @@ from fastapi_http_client.client_options import (
     proxy_url,
     set_fields,
     timeout_of,
+    timeout_of_call,
+    timeout_within,
     tls_context,
     without_userinfo,
 )
@@ -187,13 +189,6 @@ class AsyncHTTPClient(httpx.AsyncClient):
         self._fast_attempt = FastAttempt.of(self)
         self._take_base_url()
 
-    @property
-    def _follows_total(self) -> bool:
-        """Whether an attempt has the limit that it has because of the client's `total_timeout` only."""
-        config = self.config
-        is_adapted = config.total_timeout is not None and config.total_timeout == config.timeout
-        return is_adapted and "timeout" not in config.model_fields_set and self.timeout == timeout_of(config)
-
     def _take_base_url(self) -> None:
         """Join paths to the base URL, and keep credentials to its origin: again when it is set anew."""
         self._join = Joiner(self.base_url)
@@ -245,28 +240,13 @@ class AsyncHTTPClient(httpx.AsyncClient):
         if config_fields.keys() & {"timeout", "connect_timeout"}:
             view.timeout = timeout_of(config)
         elif "total_timeout" in config_fields:
-            view.timeout = self._timeout_within(config)
+            view.timeout = timeout_within(config, self.timeout, of=self.config)
         if "follow_redirects" in config_fields:
             view.follow_redirects = config.follow_redirects
         if "max_redirects" in config_fields:
             view.max_redirects = config.max_redirects
         view._build_pipeline()
         return view
-
-    def _timeout_within(self, config: ClientConfig) -> httpx.Timeout:
-        """The limits of a view with another `total_timeout`: of its config, or what was put in their place, cut to it.
-
-        A limit that was taken away, for a stream, say, stays away.
-        """
-        if self.timeout == timeout_of(self.config):
-            return timeout_of(config)
-        if config.total_timeout is None:
-            return self.timeout
-        cut = {
-            phase: None if limit is None else min(limit, config.total_timeout)
-            for phase, limit in self.timeout.as_dict().items()
-        }
-        return httpx.Timeout(**cut)
 
     # -- requests ------------------------------------------------------------------------------------------------
 
@@ -357,9 +337,8 @@ class AsyncHTTPClient(httpx.AsyncClient):
         build_options = {**build_options, "extensions": {**extensions, OPTIONS: options}}
         if total_timeout is not None:
             arguments.check("AsyncHTTPClient", arguments.seconds("total_timeout", total_timeout))
-            if "timeout" not in build_options and self._follows_total:
-                default = ClientConfig.model_fields["timeout"].default
-                build_options["timeout"] = min(default, total_timeout)
+            if "timeout" not in build_options:
+                build_options["timeout"] = timeout_of_call(self.config, self.timeout, total_timeout)
         return build_options
 
     @asynccontextmanager

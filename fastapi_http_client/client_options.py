@@ -324,6 +324,32 @@ def timeout_of(config: ClientConfig) -> httpx.Timeout:
     return httpx.Timeout(config.timeout, connect=config.connect_timeout or config.timeout)
 
 
+def timeout_of_call(config: ClientConfig, timeout: httpx.Timeout, total: float) -> httpx.Timeout:
+    """The limits of a call with another `total_timeout` than its client, which has `timeout`.
+
+    They differ when an attempt has its limit only because the whole call has the same, and nobody has set another one.
+    """
+    if "timeout" in config.model_fields_set or config.timeout != config.total_timeout or timeout != timeout_of(config):
+        return timeout
+    limit = min(ClientConfig.model_fields["timeout"].default, total)
+    return httpx.Timeout(limit, connect=min(config.connect_timeout or limit, limit))
+
+
+def timeout_within(config: ClientConfig, timeout: httpx.Timeout, *, of: ClientConfig) -> httpx.Timeout:
+    """The limits under a config with another `total_timeout` than the one `of` which there is `timeout` now.
+
+    They are the new config's own, or what was put in the place of the old one's, cut to the total. A limit that was
+    taken away, for a stream, say, stays away.
+    """
+    if timeout == timeout_of(of):
+        return timeout_of(config)
+    total = config.total_timeout
+    if total is None:
+        return timeout
+    cut = {phase: None if limit is None else min(limit, total) for phase, limit in timeout.as_dict().items()}
+    return httpx.Timeout(**cut)
+
+
 def tls_context(config: ClientConfig, options: Mapping[str, Any]) -> ssl.SSLContext:
     """The context for `verify` and `cert`, and for what they leave to the config: its `ca_file` and `client_cert`.
 

@@ -191,6 +191,34 @@ def test_limits_that_follow_the_total_follow_that_of_the_view() -> None:
     assert client.with_options(total_timeout=2).timeout == httpx.Timeout(2)
 
 
+@pytest.mark.parametrize(
+    ("config", "total", "timeout"),
+    [
+        ({"total_timeout": 5}, 20, httpx.Timeout(20)),
+        ({"total_timeout": 5}, 60, httpx.Timeout(30)),
+        ({"total_timeout": 5}, 2, httpx.Timeout(2)),
+        ({"total_timeout": 5, "connect_timeout": 3}, 20, httpx.Timeout(20, connect=3)),
+        ({"total_timeout": 5, "connect_timeout": 3}, 2, httpx.Timeout(2)),
+        ({"total_timeout": 5, "timeout": 5}, 20, httpx.Timeout(5)),
+        ({"total_timeout": 60}, 20, httpx.Timeout(30)),
+        ({}, 20, httpx.Timeout(30)),
+    ],
+)
+async def test_limits_that_follow_the_total_follow_that_of_a_call(
+    config: dict[str, Any], total: float, timeout: httpx.Timeout
+) -> None:
+    asked: list[httpx.Request] = []
+
+    def upstream(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        return httpx.Response(200)
+
+    transport = httpx.MockTransport(upstream)
+    async with AsyncHTTPClient("http://api.test", config=ClientConfig(**config), transport=transport) as client:
+        await client.get("/", total_timeout=total)
+    assert asked[0].extensions["timeout"] == timeout.as_dict()
+
+
 def test_redirects_that_were_switched_on_by_hand_stay_on() -> None:
     client = AsyncHTTPClient("https://api.example.com")
     client.follow_redirects, client.max_redirects = True, 3
