@@ -13,6 +13,7 @@ import h2.connection
 import h2.errors
 import h2.events
 import h2.exceptions
+import h2.settings
 
 from tests.engine.raw import Reader, Upstream, Writer, serve
 
@@ -21,13 +22,14 @@ class HTTP2Upstream:
     """Answers by path; each connection and stream is counted.
 
     `/early`: a refusal before the body, whose rest is not wanted. `/big/N`: N bytes. `/hang`: nothing. `/later`: a
-    status once `answer_later` is set. `/refuse`: a reset, by which nothing was done. `/goaway`: the end of the
-    connection, on which nothing was done; `/left-out`: not this one. `/broken`: more than its length.
-    Others: what was sent, as JSON.
+    status once `answer_later` is set. `/deaf`: from its head on, nothing more is read until then. `/refuse`: a reset,
+    by which nothing was done. `/goaway`: the end of the connection, on which nothing was done; `/left-out`: not this one.
+    `/broken`: more than its length. Others: what was sent, as JSON.
     """
 
-    def __init__(self, raw: Upstream) -> None:
+    def __init__(self, raw: Upstream, window: int) -> None:
         self.raw = raw
+        self.window = window
         self.requests: list[tuple[int, int, str]] = []
         """Connection, stream and path of each request."""
         self.resets: list[int] = []
@@ -48,9 +50,13 @@ class _Connection:
         self._requests: dict[int, tuple[dict[str, str], bytearray]] = {}
         self._unsent: dict[int, memoryview] = {}
         self._later: list[int] = []
+        self._is_deaf = False
 
     async def run(self) -> None:
         self._h2.initiate_connection()
+        if self._upstream.window > self._h2.inbound_flow_control_window:
+            self._h2.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: self._upstream.window})
+            self._h2.increment_flow_control_window(self._upstream.window - self._h2.inbound_flow_control_window)
         self._flush()
         late = asyncio.create_task(self._answer_later())
         try:
@@ -72,6 +78,8 @@ class _Connection:
             self._flush()
             if self._h2.state_machine.state is h2.connection.ConnectionState.CLOSED:
                 return
+            if self._is_deaf:
+                await self._upstream.answer_later.wait()
 
     def _flush(self) -> None:
         self._writer.write(self._h2.data_to_send())
@@ -81,6 +89,7 @@ class _Connection:
             case h2.events.RequestReceived(stream_id=int(stream)):
                 headers = {name.decode(): value.decode() for name, value in event.headers}
                 self._requests[stream] = headers, bytearray()
+                self._is_deaf = headers[":path"] == "/deaf"
                 if headers[":path"] == "/early":
                     self._h2.send_headers(stream, [(":status", "413")])
                     self._h2.send_data(stream, b"too big", end_stream=True)
@@ -135,8 +144,10 @@ class _Connection:
 
 
 @contextlib.asynccontextmanager
-async def serve_http2(ssl_context: ssl.SSLContext | None = None) -> AsyncIterator[HTTP2Upstream]:
-    """Without a TLS context it speaks HTTP/2 from the first byte (prior knowledge)."""
+async def serve_http2(
+    ssl_context: ssl.SSLContext | None = None, *, window: int = 65_535
+) -> AsyncIterator[HTTP2Upstream]:
+    """Without a TLS context it speaks HTTP/2 from the first byte (prior knowledge). `window`: bytes that it takes."""
 
     async def handle(reader: Reader, writer: Writer) -> None:
         await _Connection(upstream, raw.accepted, reader, writer).run()
@@ -144,5 +155,5 @@ async def serve_http2(ssl_context: ssl.SSLContext | None = None) -> AsyncIterato
     if ssl_context is not None:
         ssl_context.set_alpn_protocols(["h2"])
     async with serve(handle, ssl_context=ssl_context) as raw:
-        upstream = HTTP2Upstream(raw)
+        upstream = HTTP2Upstream(raw, window)
         yield upstream

@@ -136,6 +136,23 @@ async def test_the_end_of_one_calls_time_is_no_end_for_the_others(http2: HTTP2Up
         assert (await patient).status_code == 200
 
 
+async def test_a_call_whose_upload_is_not_taken_ends_alone(certs: dict[str, str]) -> None:
+    config = ClientConfig(http2=True, ca_file=certs["ca.pem"], retry_attempts=1)
+    body = bytes(2**25)  # more than the kernel takes
+    async with (
+        serve_http2(server_context(certs), window=2**26) as http2,
+        AsyncHTTPClient(http2.url(), config=config) as client,
+    ):
+        other = asyncio.create_task(client.get("/later"))
+        await until(lambda: http2.requests)
+        with pytest.raises(HTTPTimeoutError) as caught:
+            await client.post("/deaf", content=body, timeout=httpx.Timeout(5, write=0.1))
+        assert caught.value.phase == "write"
+        http2.answer_later.set()
+        assert (await other).status_code == 200
+        assert http2.raw.accepted == 1
+
+
 async def test_a_connection_on_which_a_calls_time_ended_gets_no_further_calls(
     http2: HTTP2Upstream, connect: Connect
 ) -> None:
