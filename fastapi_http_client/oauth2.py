@@ -90,8 +90,10 @@ class OAuth2ClientCredentials(CredentialAuth):
         self._clock: Clock | None = None
         self._token: SecretStr | None = None
         self._is_rejected = False  # the token: it got a 401, and has not been replaced yet
-        self._blameless_until = -math.inf  # one that has replaced it: until then, no 401 is its fault
-        self._blameless_for = FAILURE_PAUSE  # the next one
+        self._is_provable = True  # whether the call that got the 401 will tell if another token helps
+        self._is_in_doubt = False  # one that has replaced another: it did not help
+        self._blameless_until = -math.inf  # until then, no 401 is its fault
+        self._blameless_for = FAILURE_PAUSE  # the next one that does not help
         self._expires_at = -math.inf
         self._renew_at = -math.inf
         self._fetching: asyncio.Task[None] | None = None
@@ -154,23 +156,37 @@ class OAuth2ClientCredentials(CredentialAuth):
                 # One error object raised in many tasks would collect all their tracebacks.
                 raise AuthenticationError(str(error)) from error
 
-    def reject(self, token: SecretStr) -> bool:
-        """Note that a token got a 401, so that it is replaced. Returns whether the call is to be made with another.
+    def accept(self, token: SecretStr) -> None:
+        """Note that a call got no 401."""
+        if self._token is token and not self._is_in_doubt:
+            self._blameless_until = -math.inf
 
-        It is not for a while after a rejected token was replaced, unless that has helped: a route that refuses
-        everything would cost the token endpoint a request for each call. The while doubles each time, up to 30 s.
+    def reject(self, token: SecretStr, *, replayable: bool) -> bool:
+        """Note that a call got a 401, so that the token is replaced. Returns whether another is to be tried.
+
+        It is not for a while after a rejected token was replaced in vain: a route that refuses everything would cost
+        the token endpoint a request for each call. The while doubles each time, up to 30 s.
         """
         if self._token is not token or self._is_rejected:
             return True
         if self._now() < self._blameless_until:
             return False
-        self._is_rejected = True
+        self._is_rejected, self._is_provable = True, replayable
         return True
 
-    def note_help(self) -> None:
-        """Note that a call got no 401 when it was made again with another token: the first one was to blame."""
-        self._blameless_until = -math.inf
-        self._blameless_for = FAILURE_PAUSE
+    def judge(self, token: SecretStr, *, helped: bool) -> None:
+        """Note what came of a call that was made again, with another token than the one it was refused with."""
+        if helped:
+            self._is_in_doubt = False
+            self._blameless_until = -math.inf
+            self._blameless_for = FAILURE_PAUSE
+        elif self._token is token and not self._is_in_doubt:
+            self._doubt()
+
+    def _doubt(self) -> None:
+        self._is_in_doubt = True
+        self._blameless_until = self._now() + self._blameless_for
+        self._blameless_for = min(2 * self._blameless_for, MAX_BLAMELESS)
 
     def _usable(self) -> SecretStr | None:
         return self._token if self._now() < self._expires_at else None
@@ -213,9 +229,10 @@ class OAuth2ClientCredentials(CredentialAuth):
         now = self._now()
         self._token = token
         if self._is_rejected:
-            self._is_rejected = False
-            self._blameless_until = now + self._blameless_for
-            self._blameless_for = min(2 * self._blameless_for, MAX_BLAMELESS)
+            self._is_rejected = self._is_in_doubt = False
+            self._blameless_until = now + FAILURE_PAUSE  # until it is accepted, or judged
+            if not self._is_provable:
+                self._doubt()
         self._expires_at = now + lifetime
         self._renew_at = self._expires_at - min(MAX_LEEWAY, lifetime * LEEWAY_SHARE)
 
@@ -255,11 +272,14 @@ class OAuth2ClientCredentials(CredentialAuth):
             assert token is not None
             request.headers["Authorization"] = f"Bearer {token.get_secret_value()}"
             response = yield request
-            if not blames_token(response):
-                if last:
-                    self.note_help()
+            is_refused = blames_token(response)
+            if last:
+                self.judge(token, helped=not is_refused)
                 return
-            if last or not self.reject(token) or not replayable:
+            if not is_refused:
+                self.accept(token)
+                return
+            if not self.reject(token, replayable=replayable) or not replayable:
                 return
 
 

@@ -419,14 +419,16 @@ class Authentication:
         request.headers["Authorization"] = f"Bearer {token.get_secret_value()}"
         replayable = is_replayable(request)  # asked before, for a mock may read the body and leave it with the request
         response = await call_next(request)
-        if not blames_token(response) or not auth.reject(token) or not replayable:
+        if not blames_token(response):
+            auth.accept(token)
+            return response
+        if not auth.reject(token, replayable=replayable) or not replayable:
             return response
         await response.aclose()
         token = await self._token(auth, instead_of=token)
         request.headers["Authorization"] = f"Bearer {token.get_secret_value()}"
         response = await call_next(request)
-        if not blames_token(response):
-            auth.note_help()
+        auth.judge(token, helped=not blames_token(response))
         return response
 
     async def _token(self, auth: OAuth2ClientCredentials, instead_of: SecretStr | None = None) -> SecretStr:

@@ -23,8 +23,8 @@ class HTTP2Upstream:
 
     `/early`: a refusal before the body, whose rest is not wanted. `/big/N`: N bytes. `/hang`: nothing. `/later`: a
     status once `answer_later` is set. `/deaf`: from its head on, nothing more is read until then. `/refuse`: a reset,
-    by which nothing was done. `/goaway`: the end of the connection, on which nothing was done; `/left-out`: not this one.
-    `/broken`: more than its length. Others: what was sent, as JSON.
+    by which nothing was done. `/goaway`: the end of the connection, on which nothing was done; `/left-out`: not
+    this one. `/broken`: more than its length. Others: what was sent, as JSON.
     """
 
     def __init__(self, raw: Upstream, window: int) -> None:

@@ -830,6 +830,22 @@ async def test_a_route_that_refuses_every_token_costs_fewer_and_fewer_fetches_wh
     assert [asked[second] for second in (0, 1, 2, 3, 7, 15, 31, 60, 61, 91, 119)] == [2, 3, 3, 4, 5, 6, 7, 7, 8, 9, 9]
 
 
+async def test_nor_does_one_whose_bodies_cannot_be_sent_again() -> None:
+    service, clock = Service(), FakeClock(autojump=False)
+
+    async def upstream(request: httpx.Request) -> httpx.Response:
+        response = await service(request)
+        return httpx.Response(401) if request.url.path == "/forbidden" else response
+
+    client = client_of(upstream, clock=clock)
+    for _ in range(60):
+        for _ in range(5):
+            assert (await client.get("/")).status_code == 200
+            assert (await client.post("/forbidden", content=one_shot())).status_code == 401
+        clock.advance(1.0)
+    assert len(service.asked) == 7  # the first, and after 0, 1, 3, 7, 15 and 31 s
+
+
 async def test_a_token_with_too_small_a_scope_is_not_renewed() -> None:
     service = Service()
 

@@ -78,7 +78,7 @@ DIFFERENCES = (
         raises=(HTTPRequestError, ValueError),
     ),
     Difference(
-        "A call raises this package's errors only; what a transport raised, `ASGITransport` say, is the `__cause__`.",
+        "What a transport raised, `ASGITransport` say, is the `__cause__` of one of this package's errors.",
         ("test_asgi.py::test_asgi_exc", "test_asgi.py::test_asgi_exc_after_response"),
         raises=HTTPRequestError,
     ),
