@@ -66,7 +66,8 @@ class ExchangeStep:
             )
         started = SYSTEM_CLOCK.monotonic()
         stream, body = request.stream, None
-        response: HTTPResponse | Exception
+        callers_error: Exception | None = None
+        response = None
         try:
             if not isinstance(stream, httpx.AsyncByteStream):
                 raise TypeError("the body is a sync iterator, which cannot be sent by an async client")
@@ -87,14 +88,15 @@ class ExchangeStep:
         except CallersBodyError as error:
             if is_of_a_call(error.error):
                 raise body_error(error, request) from error.error
-            response = error.error
+            callers_error = error.error
         except Exception as error:
             raise failure(error, request, call.max_bytes) from without_secrets(error)
         finally:
             if request.stream is body:
                 request.stream = stream
-        if isinstance(response, Exception):
-            raise response  # here, where it gets no context: what a caller's own code raises is passed on unchanged
+        if response is None:
+            assert callers_error is not None
+            raise callers_error  # here, where it gets no context: what a caller's own code raises stays as it is
         response.request = request
         return await self.settle(response, request, started)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import logging
 import re
 from collections.abc import Awaitable, Collection
@@ -107,19 +109,26 @@ class LoggingMiddleware(Middleware):
         if isinstance(call.auth, CredentialAuth):
             hidden |= call.auth.credential_headers
         if logger.isEnabledFor(logging.DEBUG):
-            logger.debug("%s headers=%s", line, redact_headers(request.headers, hidden))
+            logger.debug("%s headers=%s", line, redact_headers(request.headers, hidden, call.secret_params))
         if self.log_request_body:
             logger.info("%s request body: %s", line, _shown(request.headers, _content(request)))
         try:
             response = await call_next(request)
-        except HTTPClientError as error:
+        except BaseException as error:
             took = call.clock.monotonic() - started
-            logger.warning("%s -> %s in %.3f s: %s", line, type(error).__name__, took, printable(str(error)))
+            if not isinstance(error, asyncio.CancelledError):
+                what = f": {printable(str(error))}" if isinstance(error, HTTPClientError) else ""  # others may show all
+                logger.warning("%s -> %s in %.3f s%s", line, type(error).__name__, took, what)
+            elif call.remaining() == 0.0:  # the limit of the whole call stands outside of this
+                logger.warning("%s -> HTTPTimeoutError in %.3f s: the time of the call is over", line, took)
+            else:
+                logger.info("%s -> cancelled after %.3f s", line, took)
             raise
         took = call.clock.monotonic() - started
-        logger.info("%s -> %d in %.3f s, attempts: %d", line, response.status_code, took, len(response.attempts))
+        attempts = len(response.attempts) or len(call.attempts) + (call.attempt_began is not None)  # one is under way
+        logger.info("%s -> %d in %.3f s, attempts: %d", line, response.status_code, took, attempts)
         if logger.isEnabledFor(logging.DEBUG):
-            logger.debug("%s -> headers=%s", line, redact_headers(response.headers, hidden))
+            logger.debug("%s -> headers=%s", line, redact_headers(response.headers, hidden, call.secret_params))
         if self.log_response_body:
             logger.info("%s -> body: %s", line, _shown(response.headers, _content(response)))
         return response
@@ -141,5 +150,14 @@ def _shown(headers: httpx.Headers, content: bytes | None) -> str:
     content_type = headers.get("content-type", "").lower()
     if not re.match(_TEXT, content_type):
         return f"<{len(content)} bytes>"
-    text = redact_text(content[:MAX_BODY].decode("utf-8", "replace"), content_type)
+    text = redact_text(_decoded(content[:MAX_BODY], content_type), content_type)
     return printable(text, MAX_BODY) + ("…" if len(content) > MAX_BODY else "")
+
+
+def _decoded(content: bytes, content_type: str) -> str:
+    charset = re.search(r"charset=\"?([\w.-]+)", content_type)
+    encoding = charset[1] if charset else json.detect_encoding(content) if "json" in content_type else "utf-8"
+    try:
+        return content.decode(encoding, "replace")
+    except (LookupError, UnicodeError):  # no such charset, or one that knows no replacement
+        return content.decode("utf-8", "replace")

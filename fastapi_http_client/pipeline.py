@@ -12,8 +12,9 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from types import NoneType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import httpx
 
@@ -123,15 +124,18 @@ class Deadline:
             raise total_timeout(request, error) from error
 
 
-def _in_place_of(request: httpx.Request, following: httpx.Request) -> httpx.Request:
-    """Another request in the place of one goes on with its call and, if it has none, with its time limits."""
-    if "timeout" in request.extensions:
-        following.extensions.setdefault("timeout", request.extensions["timeout"])
-    return Call.of(request).attach(following)
+def _goes_on_as(call: Call, timeout: Any, following: httpx.Request) -> httpx.Request:
+    """Another request of the same call. It has the time limits of the one in whose place it is, if it has none."""
+    if timeout is not None:
+        following.extensions.setdefault("timeout", timeout)
+    return call.attach(following)
 
 
 class UserMiddleware:
-    """A middleware as a step. Whatever request it goes on with stays part of the same call."""
+    """A middleware as a step. Whatever request it goes on with stays part of the same call.
+
+    What it answers with is as good as what it got: read, unless the call is streamed, and with the facts of the call.
+    """
 
     def __init__(self, middleware: Middleware, client: AsyncHTTPClient) -> None:
         self.name = "retry" if isinstance(middleware, RetryMiddleware) else type(middleware).__name__
@@ -139,37 +143,88 @@ class UserMiddleware:
         self._client = client
 
     async def __call__(self, request: httpx.Request, call_next: Handler) -> HTTPResponse:
-        call = Call.of(request)
-        got: list[HTTPResponse] = []  # of a streamed call, for they hold a connection each
+        call, timeout = Call.of(request), request.extensions.get("timeout")  # before the middleware changes any of it
+        began = call.clock.monotonic()
+        inner: HTTPResponse | None = None
+        open_ones = _OpenResponses()
 
         async def go_on(next_request: httpx.Request) -> HTTPResponse:
-            response = await call_next(_in_place_of(request, next_request))
+            nonlocal inner
+            inner = await call_next(_goes_on_as(call, timeout, next_request))
             if call.stream:
-                got.append(response)
-            return response
+                await open_ones.add(inner)
+            return inner
 
         try:
-            response = await self._handle(request, self._client, go_on)
-            if not isinstance(response, httpx.Response):
-                raise TypeError(f"{self.name}.handle returned {type(response).__name__}, not an httpx.Response")
+            answer = await self._handle(request, self._client, go_on)
+            if not isinstance(answer, httpx.Response):
+                raise TypeError(f"{self.name}.handle returned {type(answer).__name__}, not an httpx.Response")
+            response = as_http_response(answer)
+            if response is not inner:
+                _complete(response, request, call, inner)
+            if not call.stream and isinstance(response.stream, httpx.AsyncByteStream):
+                await response.aread()
         except BaseException:
-            await _close(got)
+            await open_ones.close()
             raise
-        if response._request is None:  # its own answer, from a cache, say
-            response.request = request
-        others = [other for other in got if other is not response and not other.is_closed]
-        if others:
-            if isinstance(response.stream, httpx.AsyncByteStream) and not response.is_closed:
-                response.stream = _BodyOverResponses(others, response.stream)
-            else:
-                await _close(others)
-        return as_http_response(response)
+        if response.is_closed:
+            if not hasattr(response, "_elapsed"):
+                response.elapsed = timedelta(seconds=call.clock.monotonic() - began)
+            await open_ones.close()
+        elif isinstance(response.stream, httpx.AsyncByteStream) and not open_ones.hold(response):
+            response.stream = _BodyOverResponses(open_ones, response.stream)
+        else:
+            await open_ones.close(but=response)
+        return response
+
+
+def _complete(response: HTTPResponse, request: httpx.Request, call: Call, inner: HTTPResponse | None) -> None:
+    """Give a middleware's own answer, from a cache, say, what the one that it got last has: also what a hook raised."""
+    if response._request is None:
+        response.request = request
+    if response._client_name is None:
+        response._client_name = call.client_name
+    if not response.attempts:
+        response.attempts = tuple(call.attempts) if inner is None else inner.attempts
+    if inner is not None and response.status_code == inner.status_code and response._verdict is None:
+        response._verdict = inner._verdict
+
+
+class _OpenResponses:
+    """The responses that a middleware got for a streamed call, which hold a connection each, with their bodies.
+
+    They end with the one that it answers with. What still comes after that, to a task that it has left, ends at once.
+    """
+
+    __slots__ = ("_over", "_responses")
+
+    def __init__(self) -> None:
+        self._responses: list[tuple[HTTPResponse, Any]] = []
+        self._over = False
+
+    async def add(self, response: HTTPResponse) -> None:
+        if self._over:
+            await response.aclose()
+        else:
+            self._responses.append((response, response.stream))
+
+    def hold(self, answer: HTTPResponse) -> bool:
+        """Whether the answer is one of them as it came, with its body in its place."""
+        return any(response is answer and stream is answer.stream for response, stream in self._responses)
+
+    async def close(self, *, but: HTTPResponse | None = None) -> None:
+        self._over = True
+        for response, stream in self._responses:
+            if response is not but:
+                await response.aclose()
+                await stream.aclose()  # the middleware may have put another one in its place
+        self._responses.clear()
 
 
 class _BodyOverResponses(httpx.AsyncByteStream):
     """The body of a middleware's own answer, which may read those of the responses that it got: they end with it."""
 
-    def __init__(self, responses: list[HTTPResponse], body: httpx.AsyncByteStream) -> None:
+    def __init__(self, responses: _OpenResponses, body: httpx.AsyncByteStream) -> None:
         self._responses = responses
         self._body = body
 
@@ -181,12 +236,7 @@ class _BodyOverResponses(httpx.AsyncByteStream):
         try:
             await self._body.aclose()
         finally:
-            await _close(self._responses)
-
-
-async def _close(responses: list[HTTPResponse]) -> None:
-    for response in responses:
-        await response.aclose()
+            await self._responses.close()
 
 
 # -- once per attempt --------------------------------------------------------------------------------------------
@@ -440,14 +490,14 @@ class Authentication:
         """Any other `httpx.Auth`, by httpx's own protocol: the flow sees each response and may ask for one more."""
         if auth.requires_request_body:
             await request.aread()
-        signed = request
+        call, timeout = Call.of(request), request.extensions.get("timeout")
         flow = auth.async_auth_flow(request)
         try:
             request = await anext(flow)
             history: list[httpx.Response] = []
             while True:
                 # The flow may ask an identity provider elsewhere: with what it writes itself, and nothing of ours.
-                response = await call_next(_in_place_of(signed, request))
+                response = await call_next(_goes_on_as(call, timeout, request))
                 response.history = [*history]
                 try:
                     if auth.requires_response_body:

@@ -21,7 +21,7 @@ _SECRET_NAME = (
     r"|token(?!s|ize|_type|_url|_count)"
     r"|(?:^|_)(?:auth|pwd|pass|pin|otp|sid|sig|session)$|(?:^|(?<!idempotency)(?<!socket)_)key$"
 )
-_CAMEL = r"(?<=[a-z0-9])(?=[A-Z])|[-. +]"
+_CAMEL = r"(?<=[a-z0-9])(?=[A-Z])|[-. +:\[\]]"
 
 _CONTROL = r"[\x00-\x1f\x7f-\x9f\u2028\u2029]"
 _MAX_TEXT = 500
@@ -40,7 +40,7 @@ def is_secret(name: str) -> bool:
     `accessToken`, `X-Vault-Token` and `DD-API-KEY` are; in doubt a harmless value is masked too. An `Idempotency-Key`
     is shown: it is what one looks for in a log.
     """
-    return re.search(_SECRET_NAME, re.sub(_CAMEL, "_", name).lower()) is not None
+    return re.search(_SECRET_NAME, re.sub(_CAMEL, "_", name).lower().rstrip("_")) is not None
 
 
 def redact_url(url: httpx.URL | str, extra_keys: Iterable[str] = (), mask: str = MASK) -> str:
@@ -69,20 +69,37 @@ def _redact_pair(pair: str, keys: Iterable[str], mask: str = MASK) -> str:
     return f"{key}={mask}" if equals and (is_secret(name) or name.lower() in keys) else pair
 
 
-def redact_headers(headers: Mapping[str, str], extra: Iterable[str] = ()) -> dict[str, str]:
-    """The headers with the values of secret ones masked."""
+def redact_headers(
+    headers: Mapping[str, str], extra: Iterable[str] = (), extra_keys: Iterable[str] = ()
+) -> dict[str, str]:
+    """The headers with the values of secret ones masked, and those of secret query keys in the ones that hold a URL."""
     hidden = {name.lower() for name in extra}
-    return {
-        name: MASK if is_secret(name) or name.lower() in hidden else printable(value) for name, value in headers.items()
-    }
+    keys = {key.lower() for key in extra_keys}
+    shown = {}
+    for name, value in headers.items():
+        if is_secret(name) or name.lower() in hidden:
+            shown[name] = MASK
+        else:
+            shown[name] = printable(_redact_links(value, keys) if name.lower() in _WITH_URLS else value)
+    return shown
 
 
-_JSON_NAME = r'"((?:[^"\\]|\\.)*)"\s*:\s*'
-_XML_NAME = r"<([\w:.-]+)[^<>]*>"
-_TEXT_NAME = r"(?<![\w-])([\w-]+)\s*[:=]\s*"
-_STRING = r'(?s:"(?:[^"\\]|\\.)*(?:"|\Z))'
-_PLAIN = r"[^,}\]\s]*"
-_REST = r"[^&\r\n,;}<]*"
+_WITH_URLS = frozenset({"location", "content-location", "referer", "link", "refresh"})
+
+
+def _redact_links(text: str, keys: Iterable[str]) -> str:
+    """Text that may hold URLs, whether they are valid or not."""
+    text = re.sub(r"(?<=//)[^/?#@\s]*+@", f"{MASK}@", text)
+    return re.sub(r"(?<=[?&;])[^&;#\s<>]++", lambda pair: _redact_pair(pair[0], keys), text)
+
+
+# The patterns are possessive (`*+`): a body is anybody's, and must not take longer the odder it is.
+_STRING = r'"(?:[^"\\]|\\.)*+"?'
+_JSON_STRING = rf"(?s:{_STRING})(\s*+:\s*+)?"
+_JSON_PART = rf'(?s:{_STRING}|[^"\[\]{{}},]++|.)'
+_XML_NAME = r"<([\w:.-]++)[^<>]*+>"
+_TEXT_NAME = r"(?<![\w-])([\w-]++)[\"']?+\s*+[:=]\s*+"
+_TEXT_VALUE = rf"(?s:{_STRING})|[^&\r\n,;}}<]*+"
 
 
 def redact_text(text: str, content_type: str) -> str:
@@ -91,55 +108,73 @@ def redact_text(text: str, content_type: str) -> str:
     The text may be cut off anywhere.
     """
     if "json" in content_type:
-        return _redact_values(text, _JSON_NAME, _end_of_json, f'"{MASK}"')
+        return _redact_values(text, _JSON_STRING, _json_field, _end_of_json, f'"{MASK}"')
     if "x-www-form-urlencoded" in content_type:
         return "&".join(_redact_pair(pair, ()) for pair in text.split("&"))
     if "xml" in content_type or "html" in content_type:
-        text = _redact_values(text, _XML_NAME, _end_of_element, MASK)
-    return _redact_values(text, _TEXT_NAME, _end_of_text, MASK)
+        text = _redact_values(text, _XML_NAME, _element, _end_of_element, MASK)
+    return _redact_values(text, _TEXT_NAME, _text_field, _end_of_text, MASK)
 
 
-def _redact_values(text: str, names: str, end_of: Callable[[str, int], int], mask: str) -> str:
+def _redact_values(
+    text: str,
+    names: str,
+    name_in: Callable[[re.Match[str]], str | None],
+    end_of: Callable[[str, int, str], int],
+    mask: str,
+) -> str:
+    """Mask what follows each secret name: `names` finds them, `name_in` reads them, `end_of` says how far it goes."""
     pattern = re.compile(names)
     parts, at = [], 0
-    while name := pattern.search(text, at):
-        parts.append(text[at : name.end()])
-        at = name.end()
-        if is_secret(name[1]) and at < len(text):
+    while found := pattern.search(text, at):
+        parts.append(text[at : found.end()])
+        at = found.end()
+        name = name_in(found)
+        if name is not None and is_secret(name) and at < len(text):
             parts.append(mask)
-            at = end_of(text, at)
+            at = end_of(text, at, name)
     return "".join([*parts, text[at:]])
 
 
-def _end_of_json(text: str, at: int) -> int:
+def _json_field(found: re.Match[str]) -> str | None:
+    return None if found[1] is None else found[0][1 : found.start(1) - found.start() - 1]
+
+
+def _element(found: re.Match[str]) -> str | None:
+    return None if found[0].endswith("/>") else found[1]
+
+
+def _text_field(found: re.Match[str]) -> str:
+    return found[1]
+
+
+def _end_of_json(text: str, at: int, _: str = "") -> int:
     """Where the JSON value ends that begins there."""
-    depth = 0
+    part, depth = re.compile(_JSON_PART), 0
     while at < len(text):
-        if text[at] in "[{":
-            depth += 1
-            at += 1
-        elif text[at] in "]}" and depth:
-            depth -= 1
-            at += 1
-        else:
-            at = max(_end(_STRING, text, at), _end(_PLAIN, text, at), at + (depth > 0))
-        if depth == 0:
+        first = text[at]
+        if depth == 0 and first in ",]}":
+            break
+        depth += (first in "[{") - (first in "]}")
+        found = part.match(text, at)
+        assert found is not None
+        at = found.end()
+        if depth == 0 and first in '"]}':
             break
     return at
 
 
-def _end_of_element(text: str, at: int) -> int:
-    found = text.find("<", at)
+def _end_of_element(text: str, at: int, name: str) -> int:
+    found = text.find(f"</{name}", at)
     return len(text) if found < 0 else found
 
 
-def _end_of_text(text: str, at: int) -> int:
-    return max(_end(_STRING, text, at), _end(_REST, text, at))
-
-
-def _end(pattern: str, text: str, at: int) -> int:
-    match = re.compile(pattern).match(text, at)
-    return at if match is None else match.end()
+def _end_of_text(text: str, at: int, _: str) -> int:
+    if text[at] in "[{":
+        return _end_of_json(text, at)
+    found = re.compile(_TEXT_VALUE).match(text, at)
+    assert found is not None
+    return found.end()
 
 
 def without_frames(error: BaseException) -> BaseException:

@@ -35,9 +35,7 @@ def create_transport(
         raise bad_argument("AsyncHTTPClient", problem.argument, problem.message)
     if config.engine == "asyncio":
         return _engine(config, ssl_context)
-    if config.engine == "httpcore" or config.http2 or config.proxy is not None or not http1:
-        return _httpcore(config, ssl_context, http1)
-    return AutoTransport(config, ssl_context)
+    return AutoTransport(config, ssl_context, http1=http1)
 
 
 def missing_extras(config: ClientConfig) -> Iterator[Problem]:
@@ -53,24 +51,29 @@ def _is_installed(module: str) -> bool:
 
 
 class AutoTransport(httpx.AsyncBaseTransport):
-    """The engine, and httpcore2 for the single request that needs it.
+    """The engine, and httpcore2 for what it does not speak: HTTP/2, proxies, and the single request that needs it.
 
-    That is a protocol upgrade or tunnel, one with the `trace` extension, and every request while the network of httpx
-    or httpcore is patched.
+    That is a protocol upgrade or tunnel, or one with the `trace` extension. While somebody has patched the network of
+    httpx or of httpcore, every request goes where it is caught.
     """
 
-    def __init__(self, config: ClientConfig, ssl_context: ssl.SSLContext) -> None:
+    def __init__(self, config: ClientConfig, ssl_context: ssl.SSLContext, *, http1: bool = True) -> None:
         self._config = config
         self._ssl_context = ssl_context
-        self._engine = _engine(config, ssl_context)
+        self._http1 = http1
+        beyond = config.engine == "httpcore" or config.http2 or config.proxy is not None or not http1
+        self._engine = None if beyond else _engine(config, ssl_context)
         self._others: dict[str, httpx.AsyncBaseTransport] = {}
+        if beyond:
+            self._other("httpcore2")
 
     def transport_for(self, request: httpx.Request) -> httpx.AsyncBaseTransport:
         """The transport that carries this request."""
         if _httpcore_is_patched():
             return self._other("httpx")
         if (
-            httpx.AsyncHTTPTransport.handle_async_request is not _UNPATCHED
+            self._engine is None
+            or httpx.AsyncHTTPTransport.handle_async_request is not _UNPATCHED
             or request.method == "CONNECT"
             or "trace" in request.extensions
             or "upgrade" in request.headers
@@ -87,9 +90,9 @@ class AutoTransport(httpx.AsyncBaseTransport):
     def _other(self, kind: str) -> httpx.AsyncBaseTransport:
         if kind not in self._others:
             if kind == "httpcore2":
-                self._others[kind] = _httpcore(self._config, self._ssl_context, http1=True)
+                self._others[kind] = _httpcore(self._config, self._ssl_context, self._http1)
             else:
-                self._others[kind] = httpx.AsyncHTTPTransport(verify=self._ssl_context, limits=_limits(self._config))
+                self._others[kind] = _plain_httpx(self._config, self._ssl_context)
         return self._others[kind]
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -97,7 +100,8 @@ class AutoTransport(httpx.AsyncBaseTransport):
 
     async def aclose(self) -> None:
         for transport in (self._engine, *self._others.values()):
-            await transport.aclose()
+            if transport is not None:
+                await transport.aclose()
 
 
 def engine_of(transport: httpx.AsyncBaseTransport, request: httpx.Request) -> AsyncioTransport | None:
@@ -143,12 +147,13 @@ def _httpcore(config: ClientConfig, ssl_context: ssl.SSLContext, http1: bool) ->
     return HTTPCoreTransport(config, ssl_context=ssl_context, proxy_ssl_context=to_proxy, http1=http1)
 
 
-def _limits(config: ClientConfig) -> httpx.Limits:
-    return httpx.Limits(
+def _plain_httpx(config: ClientConfig, ssl_context: ssl.SSLContext) -> httpx.AsyncBaseTransport:
+    limits = httpx.Limits(
         max_connections=config.max_connections,
         max_keepalive_connections=config.max_keepalive_connections,
         keepalive_expiry=config.keepalive_expiry,
     )
+    return httpx.AsyncHTTPTransport(verify=ssl_context, limits=limits, proxy=config.proxy)
 
 
 # -- who has patched the network ---------------------------------------------------------------------------------

@@ -84,6 +84,21 @@ async def test_respx_answers_our_calls() -> None:
     assert route.call_count == 1
 
 
+@pytest.mark.parametrize(
+    "config", [{}, {"http2": True}, {"proxy": "http://127.0.0.1:1"}, {"engine": "httpcore"}], ids=str
+)
+async def test_respx_answers_our_calls_by_its_default_too(config: dict[str, Any]) -> None:
+    """It patches httpcore then, over which we never go by ourselves."""
+    async with AsyncHTTPClient("http://127.0.0.1:1", config=ClientConfig(retry_attempts=1, **config)) as client:
+        with respx.mock:
+            respx.get("http://127.0.0.1:1/users/1").respond(json={"id": 1})
+            assert (await client.get("/users/1")).json_data == {"id": 1}
+            with pytest.raises(HTTPRequestError, match="not mocked"):
+                await client.get("/unknown")
+        with pytest.raises(httpx.ConnectError):
+            await client.get("/users/1")
+
+
 async def test_respx_sees_our_retries() -> None:
     with respx.mock(using="httpx") as mock:
         route = mock.get(f"{BASE}/")

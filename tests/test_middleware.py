@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -15,12 +16,14 @@ from fastapi_http_client import HTTPRequest, HTTPResponse
 from fastapi_http_client.auth import APIKeyAuth, BearerAuth
 from fastapi_http_client.call import Handler
 from fastapi_http_client.client import AsyncHTTPClient
+from fastapi_http_client.config import ClientConfig
 from fastapi_http_client.errors import (
     AuthenticationError,
     CircuitBreakerOpenError,
     ConfigurationError,
     HTTPClientError,
     HTTPRequestError,
+    HTTPResponseError,
     HTTPTimeoutError,
     RateLimitError,
     RetryExhaustedError,
@@ -28,6 +31,7 @@ from fastapi_http_client.errors import (
 from fastapi_http_client.fake_clock import FakeClock
 from fastapi_http_client.middleware import LoggingMiddleware, Middleware
 from fastapi_http_client.rate_limiter import TokenBucketRateLimiter
+from fastapi_http_client.retry import RetryMiddleware
 from tests.scripted import Script, Stream, client_of
 
 CANARY = "c4n4ry-s3cret"
@@ -263,6 +267,118 @@ async def test_a_response_is_closed_when_process_response_fails(error: BaseExcep
             pass
     assert stream.closed
     assert client.lifecycle.in_flight == 0
+
+
+async def chunks() -> AsyncIterator[bytes]:
+    yield b"made "
+    yield b"here"
+
+
+async def test_a_body_that_a_middleware_makes_is_read_like_any_other() -> None:
+    class Rewrite(Middleware):
+        async def process_response(self, response: HTTPResponse, request: HTTPRequest) -> HTTPResponse:
+            return HTTPResponse(response.status_code, content=chunks())
+
+    seen: list[bytes] = []
+
+    class Outer(Middleware):
+        async def process_response(self, response: HTTPResponse, request: HTTPRequest) -> HTTPResponse:
+            seen.append(response.content)
+            return response
+
+    client = with_middlewares(Script(), Outer(), Rewrite())
+    response = await client.get("/")
+    assert response.content == b"made here"
+    assert seen == [b"made here"]
+    assert client.lifecycle.in_flight == 0
+
+
+async def test_an_answer_in_the_place_of_another_has_its_facts() -> None:
+    class Rewrite(Middleware):
+        async def process_response(self, response: HTTPResponse, request: HTTPRequest) -> HTTPResponse:
+            return HTTPResponse(response.status_code, content=b"rewritten")
+
+    response = await with_middlewares(Script(503, 404), Rewrite()).get("/")
+    assert [attempt.status for attempt in response.attempts] == [503, 404]
+    assert response.elapsed is not None
+    with pytest.raises(HTTPResponseError, match=r"^github: GET .*, attempt 2,") as caught:
+        response.raise_for_status()
+    assert caught.value.client == "github"
+    assert len(caught.value.attempts) == 2
+
+
+async def test_what_a_hook_raised_for_a_status_outlives_a_rewritten_response() -> None:
+    class Rewrite(Middleware):
+        async def process_response(self, response: HTTPResponse, request: HTTPRequest) -> HTTPResponse:
+            return HTTPResponse(response.status_code)
+
+    async def hook(response: httpx.Response) -> None:
+        response.raise_for_status()
+
+    client = with_middlewares(Script(404), RetryMiddleware(), Rewrite())
+    client.event_hooks["response"].append(hook)
+    with pytest.raises(HTTPResponseError):
+        await client.get("/")
+
+
+async def test_a_body_that_a_middleware_puts_in_the_place_of_another_ends_both() -> None:
+    body = Stream(b"one", b"two")
+
+    class Wrapped(httpx.AsyncByteStream):
+        def __init__(self, stream: Any) -> None:
+            self.stream = stream
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            async for part in self.stream:
+                yield part
+
+    class Wrap(Middleware):
+        async def process_response(self, response: HTTPResponse, request: HTTPRequest) -> HTTPResponse:
+            response.stream = Wrapped(response.stream)
+            return response
+
+    client = with_middlewares(Script(httpx.Response(200, stream=body)), Wrap())
+    async with client.stream("GET", "/") as response:
+        async for _ in response.aiter_bytes():
+            break
+        assert not body.closed
+    assert body.closed
+
+
+async def test_a_response_that_comes_when_the_middleware_has_answered_is_closed() -> None:
+    late, shadow_body = asyncio.Event(), Stream(b"late")
+    tasks: list[asyncio.Task[HTTPResponse]] = []
+
+    async def upstream(request: httpx.Request) -> httpx.Response:
+        if request.headers.get("shadow"):
+            await late.wait()
+            return httpx.Response(200, stream=shadow_body)
+        return httpx.Response(200, stream=Stream(b"first"))
+
+    class Shadow(Middleware):
+        async def handle(self, request: HTTPRequest, client: AsyncHTTPClient, call_next: Handler) -> HTTPResponse:
+            shadow = httpx.Request("GET", request.url, headers={**request.headers, "shadow": "1"})
+            tasks.append(asyncio.create_task(call_next(shadow)))
+            return await call_next(request)
+
+    async with AsyncHTTPClient(transport=httpx.MockTransport(upstream), middlewares=[Shadow()]) as client:
+        async with client.stream("GET", "https://api.test/") as response:
+            assert await response.aread() == b"first"
+        late.set()
+        await tasks[0]
+    assert shadow_body.closed
+
+
+async def test_a_middleware_may_give_a_request_other_extensions() -> None:
+    class Replace(Middleware):
+        async def process_request(self, request: HTTPRequest, client: AsyncHTTPClient) -> HTTPRequest:
+            request.extensions = {"mine": 1}
+            return request
+
+    script = Script()
+    await with_middlewares(script, Replace(), timeout=7).get("/")
+    assert script.requests[0].extensions["mine"] == 1
+    assert set(script.requests[0].extensions["timeout"].values()) == {7}
 
 
 async def test_a_middleware_may_read_the_body_of_a_streamed_response() -> None:
@@ -514,7 +630,37 @@ async def test_a_cancelled_call_is_neither_success_nor_failure(log: pytest.LogCa
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
-    assert lines(log) == []
+    assert lines(log) == ["GET https://api.test/ -> cancelled after 0.000 s"]
+
+
+async def test_a_call_that_its_own_limit_ends_is_logged(log: pytest.LogCaptureFixture) -> None:
+    async def hang(request: httpx.Request) -> httpx.Response:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    config = ClientConfig(total_timeout=0.02)
+    transport = httpx.MockTransport(hang)
+    async with AsyncHTTPClient(config=config, transport=transport, middlewares=[LoggingMiddleware()]) as client:
+        with pytest.raises(HTTPTimeoutError):
+            await client.get("https://api.test/")
+    (line,) = lines(log, logging.WARNING)
+    assert re.fullmatch(r"GET https://api.test/ -> HTTPTimeoutError in 0\.\d+ s: the time of the call is over", line)
+
+
+async def test_an_error_of_somebody_else_is_logged_by_its_class_only(log: pytest.LogCaptureFixture) -> None:
+    class Broken(Middleware):
+        async def process_request(self, request: httpx.Request, client: AsyncHTTPClient) -> httpx.Request:
+            raise LookupError("may hold anything")
+
+    with pytest.raises(LookupError):
+        await with_middlewares(Script(), LoggingMiddleware(), Broken()).get("/")
+    assert lines(log, logging.WARNING) == ["github: GET https://api.test/ -> LookupError in 0.000 s"]
+
+
+async def test_the_number_of_attempts_is_known_inside_of_the_retries_too(log: pytest.LogCaptureFixture) -> None:
+    client = with_middlewares(Script(503, 200), RetryMiddleware(), LoggingMiddleware())
+    await client.get("/")
+    assert [line.rpartition(", ")[2] for line in lines(log)] == ["attempts: 1", "attempts: 2"]
 
 
 async def test_a_refused_request_is_logged_by_nobody_for_nothing_was_called(log: pytest.LogCaptureFixture) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import httpx
 import pytest
@@ -108,6 +109,55 @@ def test_a_name_that_tells_of_a_secret_is_one(name: str) -> None:
 )
 def test_a_name_that_only_looks_like_one_is_shown(name: str) -> None:
     assert not is_secret(name)
+
+
+JSON = st.recursive(
+    st.text(st.sampled_from('"\\:{}[], é')) | st.integers() | st.none() | st.booleans(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("abc"), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")])
+@given(before=JSON, secret=JSON, after=JSON)
+def test_the_whole_value_of_a_secret_field_is_masked_and_nothing_else(
+    separators: tuple[str, str], before: Any, secret: Any, after: Any
+) -> None:
+    body = {"a": before, "credentials": {"b": secret, "c": [secret, {"d": CANARY}]}, "z": [{"pin": secret}, after]}
+    masked = json.loads(redact_text(json.dumps(body, separators=separators), "application/json"))
+    assert masked == {"a": before, "credentials": MASK, "z": [{"pin": MASK}, after]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "shown"),
+    [
+        ("text/plain", '{"access_token":"S","a":1}', '{"access_token":[redacted],"a":1}'),
+        ("text/plain", '{"secret":{"a":1,"b":"S"},"c":2}', '{"secret":[redacted],"c":2}'),
+        ("text/event-stream", 'data: {"token": "S"}', 'data: {"token": [redacted]}'),
+        ("text/javascript", "cb({'password':'S'})", "cb({'password':[redacted]})"),
+        ("application/xml", "<password><![CDATA[S]]></password><a>1</a>", "<password>[redacted]</password><a>1</a>"),
+        ("application/xml", "<secret><value>S</value></secret>", "<secret>[redacted]</secret>"),
+        ("application/xml", "<ns:pin>S</ns:pin>", "<ns:pin>[redacted]</ns:pin>"),
+        ("application/xml", "<token/><a>1</a>", "<token/><a>1</a>"),
+        ("application/xml", "<password>S", "<password>[redacted]"),
+        ("application/x-www-form-urlencoded", "card[pin]=S&a=1", "card[pin]=[redacted]&a=1"),
+    ],
+)
+def test_fields_are_found_in_every_kind_of_text(kind: str, text: str, shown: str) -> None:
+    assert redact_text(text, kind) == shown
+
+
+@pytest.mark.parametrize(
+    ("header", "value", "shown"),
+    [
+        ("Location", "/users/?k=S&page=2", "/users/?k=[redacted]&page=2"),
+        ("Referer", "https://u:S@a.test/x?access_token=S#f", "https://[redacted]@a.test/x?access_token=[redacted]#f"),
+        ("Link", '<https://a.test/?page=2&sig=S>; rel="next"', '<https://a.test/?page=2&sig=[redacted]>; rel="next"'),
+        ("Location", "http://[no address?token=S", "http://[no address?token=[redacted]"),
+    ],
+)
+def test_a_header_that_holds_a_url_shows_no_secret_of_it(header: str, value: str, shown: str) -> None:
+    assert redact_headers({header: value}, extra_keys={"k"}) == {header: shown}
 
 
 @given(st.text(st.sampled_from('"\\:{}[], \nkey12ab')))

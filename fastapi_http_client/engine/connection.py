@@ -468,11 +468,11 @@ class Connection(asyncio.BufferedProtocol):
         except httpx.RemoteProtocolError as error:
             self.abort(error)
             return
+        if parser.head_complete and not exchange.head_complete:
+            exchange.take_head(parser)
         if exchange.max_bytes is not None and parser.body_bytes > exchange.max_bytes:
             self.abort(ResponseTooLargeError(f"the response's body is larger than {exchange.max_bytes} bytes"))
             return
-        if parser.head_complete and not exchange.head_complete:
-            exchange.take_head(parser)
         if parser.complete:
             self._finish(exchange, parser)
         else:
@@ -526,12 +526,17 @@ class Connection(asyncio.BufferedProtocol):
         exchange, transport = self._exchange, self.transport
         if exchange is None or transport is None or transport.get_extra_info("ssl_object") is not None:
             return
-        with contextlib.suppress(OSError, ValueError, AttributeError):
+        try:
             duplicate = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
-            with duplicate:
-                duplicate.setblocking(False)
-                while not self.closed and not exchange.complete:
+        except (OSError, ValueError, AttributeError):  # it is gone
+            return
+        with duplicate:
+            duplicate.setblocking(False)
+            while not self.closed and not exchange.complete:
+                try:
                     size = duplicate.recv_into(self.get_buffer(-1))
-                    if not size:
-                        break
-                    self.buffer_updated(size)
+                except OSError:
+                    return
+                if not size:
+                    return
+                self.buffer_updated(size)
