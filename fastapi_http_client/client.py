@@ -31,7 +31,6 @@ from fastapi_http_client.client_options import (
     effective_config,
     limiter_from_config,
     proxy_url,
-    set_fields,
     timeout_of,
     timeout_of_call,
     timeout_within,
@@ -219,7 +218,7 @@ class AsyncHTTPClient(httpx.AsyncClient):
         auth = config_fields.get("auth")
         given = auth if isinstance(auth, httpx.Auth | tuple) or callable(auth) else None
         fields: dict[str, Any] = config_fields if given is None else {**config_fields, "auth": None}
-        config = ClientConfig(**(set_fields(self.config) | fields))
+        config = ClientConfig(**(self.config.given_fields() | fields))
         view = copy.copy(self)
         view._owner = self._owner or self
         view.config = config

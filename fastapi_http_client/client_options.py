@@ -248,10 +248,6 @@ def check_timeout(timeout: object) -> None:
         raise bad("timeout", "must be a number of seconds above 0, an httpx.Timeout of such, or None")
 
 
-def set_fields(config: ClientConfig) -> dict[str, Any]:
-    return {name: getattr(config, name) for name in config.model_fields_set}
-
-
 def effective_config(
     config: ClientConfig | None, base_url: httpx.URL | str | None, options: Mapping[str, Any]
 ) -> ClientConfig:
@@ -267,7 +263,7 @@ def effective_config(
     if isinstance(options.get("verify"), ssl.SSLContext):
         over["verify_ssl"] = True  # or not: that is for the context to say
     try:
-        return ClientConfig(**(set_fields(config) | over)) if over else config
+        return ClientConfig(**(config.given_fields() | over)) if over else config
     except ConfigurationError as error:
         raise refusal("AsyncHTTPClient", *error.problems) from None
 

@@ -45,6 +45,12 @@ class Middleware:
         return None
 
     async def handle(self, request: HTTPRequest, client: AsyncHTTPClient, call_next: Handler) -> HTTPResponse:
+        """The whole way of a request through this middleware: override it in the place of the three hooks.
+
+        `call_next` goes on with a request, and may be called several times, also at once. Of a streamed call, the
+        responses that are not returned are closed. A cancellation, also by the limit of the whole call, passes through
+        as an `asyncio.CancelledError`.
+        """
         asked = self._awaitable(self.process_request(request, client), "process_request")
         request = self._checked(await asked, "process_request", httpx.Request)
         try:

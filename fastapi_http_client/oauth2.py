@@ -20,6 +20,7 @@ from fastapi_http_client.clock import SYSTEM_CLOCK, Clock
 from fastapi_http_client.config import OAuth2Config, valid_token
 from fastapi_http_client.errors import AuthenticationError, ConfigurationError, RateLimitError, RetryExhaustedError
 from fastapi_http_client.models import copy_request, retry_after
+from fastapi_http_client.policies.token_blame import TokenBlame
 from fastapi_http_client.retry import is_replayable
 
 logger = logging.getLogger("fastapi_http_client.auth")
@@ -31,7 +32,6 @@ MAX_LEEWAY = 60.0  # seconds before its end that a long-lived token is renewed
 LEEWAY_SHARE = 0.1  # the share of a short-lived one's life
 FAILURE_PAUSE = 1.0  # seconds for which a failure is the answer to all, so that an outage does not cost a fetch a call
 MAX_FAILURE_PAUSE = 60.0  # the most that an endpoint's Retry-After makes of it
-MAX_BLAMELESS = 30.0  # seconds at most for which no 401 is blamed on a token that has replaced one in vain
 MIN_LIFETIME = 1.0  # an endpoint that says 0 or -1 must not cost a token call for every call
 _ERROR_CODE = r"[a-z_]{1,40}"
 
@@ -89,11 +89,7 @@ class OAuth2ClientCredentials(CredentialAuth):
         self._client = _ClientAuth(config.client_id, config.client_secret, in_body=credentials_in == "body")
         self._clock: Clock | None = None
         self._token: SecretStr | None = None
-        self._is_rejected = False  # the token: it got a 401, and has not been replaced yet
-        self._is_provable = True  # whether the call that got the 401 will tell if another token helps
-        self._is_in_doubt = False  # one that has replaced another: it did not help
-        self._blameless_until = -math.inf  # until then, no 401 is its fault
-        self._blameless_for = FAILURE_PAUSE  # the next one that does not help
+        self._blame = TokenBlame()
         self._expires_at = -math.inf
         self._renew_at = -math.inf
         self._fetching: asyncio.Task[None] | None = None
@@ -106,8 +102,8 @@ class OAuth2ClientCredentials(CredentialAuth):
         )
 
     def bind(self, clock: Clock) -> None:
-        """Take the time from `clock` instead of the machine."""
-        self._clock = clock
+        """Take the time from `clock` instead of the machine. The first clock stays: lives are counted by it."""
+        self._clock = self._clock or clock
 
     def share(self, through: Callable[[Fetch], Fetch]) -> None:
         """Let every fetch go through something that may have the token already."""
@@ -129,7 +125,7 @@ class OAuth2ClientCredentials(CredentialAuth):
             may_ask = self._now() >= self._ask_again_at
             token = self._usable()
             if token is not None and token is not instead_of:
-                if not self._is_rejected:
+                if not self._blame.is_rejected:
                     if self._now() >= self._renew_at and may_ask and not self._is_fetching():
                         self._begin_fetch(fetch, spawn)
                     return token
@@ -158,35 +154,17 @@ class OAuth2ClientCredentials(CredentialAuth):
 
     def accept(self, token: SecretStr) -> None:
         """Note that a call got no 401."""
-        if self._token is token and not self._is_in_doubt:
-            self._blameless_until = -math.inf
+        if self._token is token:
+            self._blame.accept()
 
     def reject(self, token: SecretStr, *, replayable: bool) -> bool:
-        """Note that a call got a 401, so that the token is replaced. Returns whether another is to be tried.
-
-        It is not for a while after a rejected token was replaced in vain: a route that refuses everything would cost
-        the token endpoint a request for each call. The while doubles each time, up to 30 s.
-        """
-        if self._token is not token or self._is_rejected:
-            return True
-        if self._now() < self._blameless_until:
-            return False
-        self._is_rejected, self._is_provable = True, replayable
-        return True
+        """Note that a call got a 401, so that the token is replaced. Returns whether another is to be tried."""
+        return self._token is not token or self._blame.reject(self._now(), replayable=replayable)
 
     def judge(self, token: SecretStr, *, helped: bool) -> None:
         """Note what came of a call that was made again, with another token than the one it was refused with."""
-        if helped:
-            self._is_in_doubt = False
-            self._blameless_until = -math.inf
-            self._blameless_for = FAILURE_PAUSE
-        elif self._token is token and not self._is_in_doubt:
-            self._doubt()
-
-    def _doubt(self) -> None:
-        self._is_in_doubt = True
-        self._blameless_until = self._now() + self._blameless_for
-        self._blameless_for = min(2 * self._blameless_for, MAX_BLAMELESS)
+        if helped or self._token is token:
+            self._blame.judge(self._now(), helped=helped)
 
     def _usable(self) -> SecretStr | None:
         return self._token if self._now() < self._expires_at else None
@@ -228,11 +206,7 @@ class OAuth2ClientCredentials(CredentialAuth):
         lifetime = self._lifetime(expires_in)
         now = self._now()
         self._token = token
-        if self._is_rejected:
-            self._is_rejected = self._is_in_doubt = False
-            self._blameless_until = now + FAILURE_PAUSE  # until it is accepted, or judged
-            if not self._is_provable:
-                self._doubt()
+        self._blame.replace(now)
         self._expires_at = now + lifetime
         self._renew_at = self._expires_at - min(MAX_LEEWAY, lifetime * LEEWAY_SHARE)
 
@@ -261,7 +235,7 @@ class OAuth2ClientCredentials(CredentialAuth):
         replayable = is_replayable(request)
         for last in (False, True):
             token = self._usable()
-            if token is None or self._is_rejected:
+            if token is None or self._blame.is_rejected:
                 asking = copy_request(self.token_request())
                 self._client.sign(asking)
                 asking.extensions["timeout"] = request.extensions.get("timeout", {})

@@ -81,7 +81,13 @@ def build(client: AsyncHTTPClient) -> tuple[Handler, tuple[str, ...]]:
         # once per attempt
         OwnCopy(client),
         CircuitBreaking(breaker) if breaker is not None else None,
-        RateLimiting(client.server_limit, limiter, breaker, config.rate_limit_max_wait),
+        RateLimiting(
+            client.server_limit,
+            limiter,
+            breaker,
+            max_wait=config.rate_limit_max_wait,
+            longest_pause=config.retry_max_delay,
+        ),
         Authentication(client),
         ClientSpan(client.name),
         Propagation.of(config),
@@ -391,12 +397,15 @@ class RateLimiting:
         server_limit: ServerLimit,
         limiter: TokenBucketRateLimiter | None,
         breaker: CircuitBreaker | None,
+        *,
         max_wait: float | None,
+        longest_pause: float,
     ) -> None:
         self._server_limit = server_limit
         self._limiter = limiter
         self._breaker = breaker
         self._max_wait = max_wait
+        self._longest_pause = longest_pause
 
     async def __call__(self, request: httpx.Request, call_next: Handler) -> HTTPResponse:
         call = Call.of(request)
@@ -414,11 +423,13 @@ class RateLimiting:
 
     async def _wait(self, call: Call, is_home: bool) -> float:
         server_limit, limiter = self._server_limit, self._limiter
-        waited = await server_limit.wait(self._most(call)) if is_home and server_limit.is_pausing else 0.0
+        longest, waited = self._longest_pause, 0.0
+        if is_home and server_limit.is_pausing:
+            waited = await server_limit.wait(self._most(call), longest=longest)
         if limiter is not None:
             waited += await limiter.acquire(max_wait=self._most(call))
             if is_home and server_limit.is_pausing:  # it has begun while we were in line
-                waited += await server_limit.wait(self._most(call))
+                waited += await server_limit.wait(self._most(call), longest=longest)
         return waited
 
     def _most(self, call: Call) -> float | None:

@@ -123,7 +123,7 @@ def _is_empty(request: httpx.Request) -> bool:
 
 
 def _method(method: str, status: int) -> str:
-    if (status == 303 and method != "HEAD") or (status == 302 and method != "HEAD"):
+    if status in (302, 303) and method != "HEAD":
         return "GET"
     return "GET" if status == 301 and method == "POST" else method
 

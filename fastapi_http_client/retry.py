@@ -106,7 +106,7 @@ class RetryMiddleware(Middleware):
                 return await _outcome(call, response, error)
             if response is not None:
                 await response.aclose()
-            call.attempts[-1] = _with_delay(call.attempts[-1], delay)
+            call.attempts[-1] = call.attempts[-1]._replace(delay=delay)
             what = f"attempt {len(call.attempts)} failed with {_cause(status, error)}, trying again in {delay:.2f} s"
             logger.info("%s", described(request, what, attempt=False))
             report_retry(request, call.client_name, delay)
@@ -146,10 +146,6 @@ def _is_rereadable(file: Any) -> bool:
         return True
     seekable = getattr(file, "seekable", None)
     return seekable is not None and bool(seekable())
-
-
-def _with_delay(attempt: Attempt, delay: float) -> Attempt:
-    return Attempt(attempt.number, attempt.status, attempt.error, attempt.elapsed, delay)
 
 
 def _cause(status: int | None, error: HTTPRequestError | None) -> str:

@@ -51,31 +51,37 @@ class ServerLimit:
             return False
         return (self._line is not None and bool(self._line.waiters)) or self._clock.monotonic() < self._until
 
-    async def wait(self, max_wait: float | None) -> float:
+    async def wait(self, max_wait: float | None, *, longest: float) -> float:
         """Wait in line for the end of the pause, and return the seconds waited.
 
-        Raises `RateLimitError` as soon as the pause turns out to be longer than `max_wait` seconds.
+        Raises `RateLimitError` as soon as the pause turns out to be longer than `max_wait` seconds, or than the
+        `longest` that this call takes, which for one of a view may be less than for the others.
         """
         arrived = self._clock.monotonic()
-        self._left(arrived, max_wait)
+        self._left(arrived, max_wait, longest)
         line = self._line = line_of_this_loop(self._line)
         turn = line.join(1)
         try:
             await turn
             # Anew after each wait: another response may have asked for a longer pause meanwhile.
-            while (left := self._left(arrived, max_wait)) > 0:
+            while (left := self._left(arrived, max_wait, longest)) > 0:
                 await self._clock.sleep(left)
         finally:
             line.leave(turn)
         return self._clock.monotonic() - arrived
 
-    def _left(self, arrived: float, max_wait: float | None) -> float:
+    def _left(self, arrived: float, max_wait: float | None, longest: float) -> float:
         """Seconds left of the pause, for a call that has come then and waits so long at most."""
         now = self._clock.monotonic()
         left = max(0.0, self._until + self._extra - now)
         if max_wait is not None and left > (most := max_wait - (now - arrived)):
             raise RateLimitError(
                 f"the upstream has asked for a pause: {left:.3g} s are left of it, and {most:.3g} s for the call",
+                retry_after=left,
+            )
+        if self._until - now > longest:
+            raise RateLimitError(
+                f"the upstream has asked for a pause: {left:.3g} s are left, and retry_max_delay is {longest:g} s",
                 retry_after=left,
             )
         return left

@@ -10,9 +10,10 @@ from typing import Any
 
 import anyio
 import httpcore2
+import httpx
 import pytest
 
-from fastapi_http_client import AsyncHTTPClient, ClientConfig, HTTPRequestError
+from fastapi_http_client import AsyncHTTPClient, ClientConfig, HTTPRequestError, RetryExhaustedError
 from fastapi_http_client.engine.sockets import HIGH_WATER
 from fastapi_http_client.httpcore.network import AsyncioBackend
 from tests.engine.raw import (
@@ -24,6 +25,7 @@ from tests.engine.raw import (
     answer,
     close,
     hang,
+    read_head,
     refuse_early,
     reset,
     serve,
@@ -50,6 +52,37 @@ async def test_https_goes_through_a_tunnel_that_sees_nothing_of_it(certs: dict[s
     assert b"Proxy-Authorization: Basic dXNlcjp3b3Jk" in heads[0]
     assert b"hidden" not in heads[0]
     assert up.accepted == 1
+
+
+@pytest.mark.parametrize("then", [b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n", b""])
+async def test_what_a_proxy_has_refused_was_never_sent_and_is_sent_again(then: bytes) -> None:
+    asked: list[bytes] = []
+
+    async def refuse(reader: Reader, writer: Writer) -> None:
+        asked.append(await read_head(reader))
+        writer.write(then)
+        await writer.drain()
+        writer.close()
+
+    async with serve(refuse) as proxy:
+        config = ClientConfig(proxy=proxy.url(""), retry_backoff_factor=0)
+        async with AsyncHTTPClient("https://api.test", config=config) as client:
+            with pytest.raises(RetryExhaustedError) as caught:
+                await client.post("/payments", json={})
+    assert [head.split()[0] for head in asked] == [b"CONNECT"] * 3
+    assert isinstance(caught.value.last_error, HTTPRequestError)
+    assert not caught.value.last_error.may_have_run
+
+
+async def test_an_upload_that_nobody_reads_ends_at_the_write_timeout_over_tls(certs: dict[str, str]) -> None:
+    async def deaf(reader: Reader, writer: Writer) -> None:
+        writer.transport.pause_reading()
+        await asyncio.Event().wait()
+
+    config = ClientConfig(engine="httpcore", ca_file=certs["ca.pem"], retry_attempts=1)
+    async with serve(deaf, ssl_context=server_context(certs)) as up, AsyncHTTPClient(up.url(), config=config) as client:
+        with pytest.raises(httpx.WriteTimeout):
+            await client.put("/", content=bytes(2**25), timeout=httpx.Timeout(5, write=0.1))
 
 
 async def test_a_server_that_is_not_the_one_that_was_asked_for_is_refused_behind_a_tunnel_too(

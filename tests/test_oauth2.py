@@ -352,6 +352,15 @@ async def test_a_fetch_ends_with_its_client() -> None:
     assert asyncio.all_tasks() == before
 
 
+async def test_a_token_that_two_clients_share_lives_by_the_first_ones_clock() -> None:
+    service, auth, clock = Service(expires_in=100), credentials(), FakeClock(autojump=False)
+    first, second = client_of(service, auth, clock=clock), client_of(service, auth, clock=FakeClock())
+    await first.get("/")
+    clock.advance(100.0)
+    await second.get("/")
+    assert service.tokens == ["token-1", "token-2"]
+
+
 async def test_two_clients_share_a_token_and_outlive_each_other() -> None:
     service, auth, clock = Service(), credentials(), FakeClock()
     service.gate.clear()

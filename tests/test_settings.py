@@ -20,7 +20,7 @@ from fastapi_http_client import transport
 from fastapi_http_client.config import BearerConfig, ClientConfig, OAuth2Config
 from fastapi_http_client.errors import ConfigurationError, Problem
 from fastapi_http_client.settings.load import Settings, load_settings, located
-from fastapi_http_client.settings.sections import code_section, fields_set, merge
+from fastapi_http_client.settings.sections import code_section, merge
 from fastapi_http_client.settings.variables import (
     OPTIONS,
     checked_prefix,
@@ -371,7 +371,7 @@ def test_default_is_resolved_over_the_same_places(load: Load, tmp_path: Path) ->
 
 
 def test_only_fields_that_were_set_in_code_lie_over_default(load: Load) -> None:
-    code = {"github": fields_set(ClientConfig(timeout=30.0))}
+    code = {"github": ClientConfig(timeout=30.0).given_fields()}
     variables = {"HTTP_CLIENT__DEFAULT__TIMEOUT": "5", "HTTP_CLIENT__DEFAULT__RETRY_ATTEMPTS": "7"}
     assert (config(load(variables, code)).timeout, config(load(variables, code)).retry_attempts) == (30.0, 7)
 
@@ -641,7 +641,7 @@ def test_a_contradiction_with_the_default_section_says_how_to_leave_the_others_a
 
 
 def test_a_default_that_was_not_set_gives_way(load: Load) -> None:
-    settings = load({"HTTP_CLIENT__A__TOTAL_TIMEOUT": "10"}, {"a": fields_set(ClientConfig(connect_timeout=2))})
+    settings = load({"HTTP_CLIENT__A__TOTAL_TIMEOUT": "10"}, {"a": ClientConfig(connect_timeout=2).given_fields()})
     assert config(settings, "a").timeout == 10.0
 
 

@@ -404,6 +404,18 @@ async def test_a_call_made_while_another_is_sent_has_a_span_with_the_contrib_ins
     assert all(suppressed)
 
 
+@pytest.mark.parametrize("variable", ["OTEL_PYTHON_TRACER_PROVIDER", "OTEL_PYTHON_METER_PROVIDER"])
+def test_a_provider_that_the_environment_names_is_asked_for_whenever_it_was_set(monkeypatch, variable):
+    asked = []
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: asked.append(1) or trace.NoOpTracerProvider())
+    monkeypatch.setattr(metrics, "get_meter_provider", metrics.NoOpMeterProvider)
+    ClientSpan("up").observe(make_request())
+    assert not asked
+    monkeypatch.setenv(variable, "sdk_tracer_provider")
+    ClientSpan("up").observe(make_request())
+    assert asked
+
+
 async def test_a_request_of_an_exporter_makes_no_span(sdk):
     key = otel_context._SUPPRESS_INSTRUMENTATION_KEY
     token = otel_context.attach(otel_context.set_value(key, True))

@@ -19,6 +19,7 @@ from fastapi_http_client.errors import (
     ConfigurationError,
     HTTPRequestError,
     HTTPTimeoutError,
+    RateLimitError,
 )
 from fastapi_http_client.fake_clock import FakeClock
 from tests.faults import nothing_left
@@ -217,6 +218,26 @@ async def test_limits_that_follow_the_total_follow_that_of_a_call(
     async with AsyncHTTPClient("http://api.test", config=ClientConfig(**config), transport=transport) as client:
         await client.get("/", total_timeout=total)
     assert asked[0].extensions["timeout"] == timeout.as_dict()
+
+
+async def test_a_view_takes_no_longer_pause_than_its_own_limit() -> None:
+    clock = FakeClock()
+    answers = iter([429, *[200] * 9])
+
+    def upstream(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(next(answers), headers={"Retry-After": "30"})
+
+    transport = httpx.MockTransport(upstream)
+    async with AsyncHTTPClient("http://api.test", transport=transport, clock=clock, random=lambda: 0.5) as client:
+        await client.get("/", retry=False)
+        started = clock.monotonic()
+        view = client.with_options(retry_max_delay=1)
+        with pytest.raises(RateLimitError, match="retry_max_delay is 1 s") as caught:
+            await view.get("/")
+        assert caught.value.retry_after == pytest.approx(31, abs=1.1)
+        assert clock.monotonic() == started
+        assert (await client.get("/")).status_code == 200
+        assert (await view.get("/")).status_code == 200
 
 
 def test_redirects_that_were_switched_on_by_hand_stay_on() -> None:

@@ -23,7 +23,7 @@ from fastapi_http_client.edge.routes import STATE_KEY, client_references
 from fastapi_http_client.errors import ConfigurationError, Problem
 from fastapi_http_client.lifecycle import shielded
 from fastapi_http_client.oauth2 import OAuth2ClientCredentials
-from fastapi_http_client.settings.sections import Section, code_section, fields_set
+from fastapi_http_client.settings.sections import Section, code_section
 from fastapi_http_client.settings.variables import (
     STORE,
     STORE_KEY,
@@ -156,7 +156,7 @@ class HTTPClients:
             question = f"; did you mean {guess}?" if guess else ""
             raise TypeError(f"HTTPClients.add() got an unexpected keyword argument {min(unknown)!r}{question}")
         fields, rest = _split(dict(options))
-        fields = {**(fields_set(config) if config else {}), **fields}
+        fields = {**(config.given_fields() if config else {}), **fields}
         if base_url:
             fields["base_url"] = base_url
         if auth is not None:

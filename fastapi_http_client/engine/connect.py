@@ -10,7 +10,7 @@ import httpx
 
 from fastapi_http_client.engine.connection import Connection
 from fastapi_http_client.engine.errors import CONNECT_FAILURES, why_not_connected
-from fastapi_http_client.engine.sockets import connect
+from fastapi_http_client.engine.sockets import HANDSHAKE_LIMIT, connect
 
 if TYPE_CHECKING:
     from fastapi_http_client.engine.pool import ConnectionPool, Origin
@@ -58,7 +58,13 @@ async def _start_tls(
         raise ConnectionResetError("the server closed the connection, or spoke, before the handshake")
     context.set_alpn_protocols(["http/1.1"])  # others use it too, and httpcore may have offered HTTP/2 with it
     try:
-        secured = await loop.start_tls(transport, connection, context, server_hostname=server_hostname)
+        secured = await loop.start_tls(
+            transport,
+            connection,
+            context,
+            server_hostname=server_hostname,
+            ssl_handshake_timeout=HANDSHAKE_LIMIT,
+        )
         if secured is None:
             raise ConnectionResetError("the server closed the connection during the handshake")
         protocol = secured.get_extra_info("ssl_object").selected_alpn_protocol()

@@ -460,8 +460,10 @@ class Connection(asyncio.BufferedProtocol):
             return
         exchange.response_started = True
         parser = self._parser
+        counted = exchange.gathered is not None and parser.uncounted > 0
         try:
-            if exchange.gathered is not None and parser.uncounted:
+            if counted:
+                assert exchange.gathered is not None
                 exchange.gathered.write(piece[: parser.count(len(piece))])
             else:
                 parser.feed(piece)
@@ -474,6 +476,9 @@ class Connection(asyncio.BufferedProtocol):
             self.abort(ResponseTooLargeError(f"the response's body is larger than {exchange.max_bytes} bytes"))
             return
         if parser.complete:
+            if not counted and len(piece) >= PARSED_AT_ONCE and self._is_secured():
+                # It has filled the buffer: TLS may hold more that it has deciphered, where `has_unread()` cannot look.
+                exchange.last = True
             self._finish(exchange, parser)
         else:
             exchange.take_progress(parser)
@@ -497,6 +502,9 @@ class Connection(asyncio.BufferedProtocol):
             self.pool.release(self)
         else:
             self.abort()
+
+    def _is_secured(self) -> bool:
+        return self.transport is not None and self.transport.get_extra_info("ssl_object") is not None
 
     def _ended(self, exc: Exception | None) -> None:
         """The peer has closed its side (no `exc`), or the connection has failed."""
@@ -524,7 +532,7 @@ class Connection(asyncio.BufferedProtocol):
         kernel send a reset, and the event loop gives up on the socket with the answer still in the receive buffer.
         """
         exchange, transport = self._exchange, self.transport
-        if exchange is None or transport is None or transport.get_extra_info("ssl_object") is not None:
+        if exchange is None or transport is None or self._is_secured():
             return
         try:
             duplicate = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))

@@ -126,6 +126,7 @@ class ConnectionPool:
             origin = self._origins[key] = Origin(key)
         origin.pins += 1
         deadline = end_by if pool_timeout is None else min(end_by, self.loop.time() + pool_timeout)
+        first = False  # whether it was this call's turn already
         try:
             while True:
                 if connection := self.take_idle(key):
@@ -137,7 +138,7 @@ class ConnectionPool:
                     self._places += 1  # the one that the other connection leaves
                     next(iter(self._idle)).abort()
                     return await self._open(origin, connect_timeout, end_by)
-                got = await self._wait_for_turn(origin, deadline)
+                got = await self._wait_for_turn(origin, deadline, first=first)
                 if got is _Wakeup.OPEN:
                     return await self._open(origin, connect_timeout, end_by)
                 if got is _Wakeup.CLOSED:
@@ -146,10 +147,13 @@ class ConnectionPool:
                     within = "in time" if pool_timeout is None else f"within {pool_timeout:g} s"
                     what = f"no connection became free {within} (all {self._max_connections} are in use)"
                     raise with_facts(httpx.PoolTimeout(what), NOTHING_SENT)
-                if not got.closed:  # else it was lost on its way here
+                first = True
+                if not got.closed:  # else it was lost on its way here, and its place went to the next
                     if not got.has_ended_unseen():
                         return got
+                    self._places += 1  # the one that it leaves
                     got.abort()
+                    return await self._open(origin, connect_timeout, end_by)
         except httpx.TimeoutException as error:
             if self.loop.time() < end_by - _RESOLUTION:
                 raise
@@ -186,9 +190,11 @@ class ConnectionPool:
             connection.retire_at = self.loop.time() + self._max_age
         return connection
 
-    async def _wait_for_turn(self, origin: Origin, deadline: float) -> Connection | _Wakeup:
+    async def _wait_for_turn(self, origin: Origin, deadline: float, *, first: bool) -> Connection | _Wakeup:
         turn: asyncio.Future[Connection | _Wakeup] = self.loop.create_future()
         self._waiters[turn] = (origin, deadline)
+        if first:
+            self._waiters.move_to_end(turn, last=False)
         if deadline != NEVER:
             self.sweeper.arm(deadline)
         try:

@@ -16,6 +16,9 @@ from typing import Any
 HIGH_WATER = 256 * 1024
 """Bytes that may wait for their reader before a connection stops reading."""
 
+HANDSHAKE_LIMIT = 1e6
+"""Seconds for the event loop's own limit of a TLS handshake, which else is 60: ours are the caller's to choose."""
+
 ATTEMPT_DELAY = 0.25
 """Seconds before the next address is tried as well (RFC 8305 section 5)."""
 

@@ -17,7 +17,7 @@ from anyio.lowlevel import checkpoint_if_cancelled
 
 from fastapi_http_client.clock import SYSTEM_CLOCK
 from fastapi_http_client.engine.errors import CONNECT_FAILURES, NOTHING_SENT, describe, why_not_connected, with_facts
-from fastapi_http_client.engine.sockets import HIGH_WATER, connect, extra_info, readability
+from fastapi_http_client.engine.sockets import HANDSHAKE_LIMIT, HIGH_WATER, connect, extra_info, readability
 
 SocketOption: TypeAlias = tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]
 
@@ -111,12 +111,22 @@ class AsyncioStream(httpcore2.AsyncNetworkStream, asyncio.Protocol):
             raise httpcore2.WriteError("the connection was closed")
         if noted is not None and not noted:
             noted.append(SYSTEM_CLOCK.monotonic())
-        self._transport.write(buffer)
-        if self._write_paused:
-            try:
-                await self._room.wait(timeout)
-            except TimeoutError as error:
-                raise httpcore2.WriteTimeout(f"no part of the request could be sent for {timeout:g} s") from error
+        # A large part goes piece by piece, for TLS says that there is no room only when it has taken all of it. Not on
+        # a connection that others share: whatever is left of a part would be missing in what comes next.
+        size = len(buffer) if self.is_shared else HIGH_WATER
+        whole = memoryview(buffer)
+        for start in range(0, len(buffer), size):
+            self._transport.write(whole[start : start + size])
+            if self._write_paused:
+                await self._wait_for_room(timeout)
+            if self.has_ended:
+                break  # what the server has said before can be read
+
+    async def _wait_for_room(self, timeout: float | None) -> None:  # noqa: ASYNC109
+        try:
+            await self._room.wait(timeout)
+        except TimeoutError as error:
+            raise httpcore2.WriteTimeout(f"no part of the request could be sent for {timeout:g} s") from error
 
     @property
     def has_ended(self) -> bool:
@@ -155,9 +165,7 @@ class AsyncioStream(httpcore2.AsyncNetworkStream, asyncio.Protocol):
             async with _connecting(f"the TLS handshake with {server_hostname}", timeout):
                 if self._received or self._ended:
                     raise ConnectionResetError("the server closed the connection, or spoke, before the handshake")
-                secured = await asyncio.get_running_loop().start_tls(
-                    self._transport, self, ssl_context, server_hostname=server_hostname
-                )
+                secured = await self._secured(ssl_context, server_hostname)
                 if secured is None:
                     raise ConnectionResetError("the server closed the connection during the handshake")
                 self._transport = secured
@@ -166,6 +174,21 @@ class AsyncioStream(httpcore2.AsyncNetworkStream, asyncio.Protocol):
             self._transport.abort()
             raise
         return self
+
+    async def _secured(self, ssl_context: ssl.SSLContext, server_hostname: str | None) -> asyncio.Transport | None:
+        try:
+            return await asyncio.get_running_loop().start_tls(
+                self._transport,
+                self,
+                ssl_context,
+                server_hostname=server_hostname,
+                ssl_handshake_timeout=HANDSHAKE_LIMIT,
+            )
+        except TypeError as error:
+            # CPython 3.11, for TLS within TLS: it fails in telling why it has failed.
+            if isinstance(error.__context__, ssl.SSLError):
+                raise error.__context__ from None
+            raise
 
     def get_extra_info(self, info: str) -> Any:
         """What `extra_info()` knows, and `is_readable`."""

@@ -20,7 +20,7 @@ from httpcore2._async.http_proxy import AsyncTunnelHTTPConnection
 
 from fastapi_http_client.clock import SYSTEM_CLOCK
 from fastapi_http_client.config import ClientConfig
-from fastapi_http_client.engine.errors import ExchangeFacts, exchange_facts, with_facts
+from fastapi_http_client.engine.errors import NOTHING_SENT, ExchangeFacts, exchange_facts, with_facts
 from fastapi_http_client.httpcore.network import AsyncioBackend, sent_at
 from fastapi_http_client.redaction import MASK
 
@@ -150,10 +150,12 @@ def _close_failed_tunnel(connection: AsyncTunnelHTTPConnection) -> None:
     async def handle_async_request(request: httpcore2.Request) -> httpcore2.Response:
         try:
             return await handle(request)
-        except BaseException:
+        except BaseException as error:
             is_being_opened = bool(lock._backend) and lock._anyio_lock.locked()  # by another call
-            if not connection._connected and not is_being_opened:
-                await connection._connection.aclose()  # does not give way
+            if not connection._connected:
+                with_facts(error, NOTHING_SENT)  # what was sent was for the proxy
+                if not is_being_opened:
+                    await connection._connection.aclose()  # does not give way
             raise
 
     connection.handle_async_request = handle_async_request  # type: ignore[method-assign]

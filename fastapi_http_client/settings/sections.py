@@ -73,17 +73,13 @@ def code_section(client: str, options: Mapping[str, Any]) -> Section:
 
     def item(value: Any, path: str) -> Setting | Section:
         if isinstance(value, BaseModel):  # a section that was validated before
-            value = {"type": getattr(value, "type", None), **fields_set(value)}
+            given = {field: getattr(value, field) for field in value.model_fields_set}
+            value = {"type": getattr(value, "type", None), **given}
         if isinstance(value, Mapping):
             return {key: item(inner, f"{path}.{key}") for key, inner in value.items()}
         return Setting(value, Source(CODE, path))
 
     return {option: item(value, f'clients["{client}"].{option}') for option, value in options.items()}
-
-
-def fields_set(model: BaseModel) -> dict[str, Any]:
-    """The fields that were given: the defaults leave room for what lies under them."""
-    return {field: getattr(model, field) for field in model.model_fields_set}
 
 
 def leaves(section: Section, path: str = "") -> Iterator[tuple[str, Setting]]:

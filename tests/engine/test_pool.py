@@ -127,6 +127,24 @@ async def test_calls_are_served_in_order_of_arrival(make_client: MakeClient) -> 
         assert order == list(range(12))
 
 
+async def test_the_order_of_arrival_holds_when_the_server_ends_each_connection(make_client: MakeClient) -> None:
+    """Without a word in the response: the next in line gets a connection that is dead."""
+    order: list[bytes] = []
+
+    async def once(reader: Reader, writer: Writer) -> None:
+        head = await read_head(reader)
+        order.append(head.split()[1])
+        writer.write(OK)
+        await writer.drain()
+        writer.close()
+
+    client = make_client(max_connections=1)
+    async with serve(once) as up, client:
+        calls = (client.get(up.url(f"/{number:02}")) for number in range(12))
+        await asyncio.gather(*calls, return_exceptions=True)  # a connection may also end under a request
+    assert order == sorted(order)
+
+
 async def test_the_connection_used_last_is_used_first(make_client: MakeClient) -> None:
     """So that the others can expire."""
     ports: list[int] = []

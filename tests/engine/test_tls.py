@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import ssl
@@ -16,7 +17,7 @@ import trustme
 
 from fastapi_http_client.engine.transport import AsyncioTransport
 from tests.engine.conftest import MakeClient
-from tests.engine.raw import OK, Reader, Writer, answer, close, serve
+from tests.engine.raw import OK, Reader, Writer, answer, close, hang, serve, until
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +122,30 @@ async def test_large_bodies_that_are_fetched_whole_over_tls(
         for n in range(3):
             assert (await transport.fetch(client.build_request("GET", up.url()))).content == body
             assert up.accepted == (n + 1 if surplus else 1)
+
+
+@pytest.mark.parametrize("room_left", [0, 1])
+async def test_a_connection_is_not_used_again_when_tls_may_hold_more(
+    make_client: MakeClient, server_context: ssl.SSLContext, client_context: ssl.SSLContext, room_left: int
+) -> None:
+    """What was deciphered beyond a full buffer is read a turn later, and would answer whoever comes in between."""
+    async with serve(hang, ssl_context=server_context) as up:
+        client = make_client(ssl_context=client_context)
+        transport = client._transport
+        assert isinstance(transport, AsyncioTransport)
+        call = asyncio.create_task(transport.fetch(client.build_request("GET", up.url())))
+        await until(lambda: transport._pool and transport._pool._connections)
+        assert transport._pool is not None
+        (connection,) = transport._pool._connections
+        await until(lambda: connection._exchange)
+        buffer = connection.get_buffer(-1)
+        size = len(buffer) - room_left
+        head = b"HTTP/1.1 200 OK\r\nContent-Length: %06d\r\n\r\n"
+        body = size - len(head % 0)
+        buffer[:size] = head % body + bytes(body)
+        connection.buffer_updated(size)
+        assert len((await call).content) == body
+        assert connection.closed is (room_left == 0)
 
 
 async def test_a_body_ended_by_the_end_of_the_connection(
