@@ -1,4 +1,4 @@
-"""An address that is in use: what is here lives in `edge.asgi`."""
+"""Kept for the applications that import from here; the code is in `edge.asgi`."""
 
 from fastapi_http_client.edge.asgi import RequestContextMiddleware, cancel_on_disconnect
 

@@ -187,7 +187,7 @@ class Body(httpx.AsyncByteStream):
         self._stream: Any = response.stream
         self._request = request
         self._started = started
-        # Undecoded, a body is what its decoder bounds (`HTTPResponse.aiter_bytes`); here it is when it needs none.
+        # A coded body is bounded by its decoder (`HTTPResponse.aiter_bytes`), one without a coding here.
         self._most = None if "content-encoding" in response.headers else response._max_bytes
         self._size = 0
         self._loop = asyncio.get_running_loop()

@@ -1,5 +1,7 @@
 """What an exchange that failed is called: this package's errors, made of what a transport, a limit or a body came to.
 
+And what the circuit is told of it, for that is the same question: whose doing it was.
+
 Each says the same: client, request, attempt, time spent, what happened, whether the upstream can have seen the request,
 and whether it was the upstream that failed.
 """
@@ -7,6 +9,7 @@ and whether it was the upstream that failed.
 from __future__ import annotations
 
 import asyncio
+from types import NoneType
 from typing import Any
 
 import httpx
@@ -14,6 +17,7 @@ import httpx
 from fastapi_http_client.call import Call
 from fastapi_http_client.engine.errors import ExchangeFacts, ResponseTooLargeError, exchange_facts
 from fastapi_http_client.errors import Attempt, HTTPClientError, HTTPRequestError, HTTPTimeoutError, TimeoutPhase, also
+from fastapi_http_client.policies.circuit_breaker import Outcome
 from fastapi_http_client.redaction import printable, redact_url, without_frames
 
 _PHASES: dict[type[httpx.TimeoutException], TimeoutPhase] = {
@@ -204,3 +208,29 @@ def described(request: httpx.Request, what: str, *, attempt: bool = True) -> str
         number = len(call.attempts) + (call.attempt_began is not None)  # one under way is not in the ledger yet
         line += f", attempt {max(number, 1)}, after {call.clock.monotonic() - call.started:.2f} s"
     return f"{line}: {what}"
+
+
+# -- what the circuit is told
+
+
+def outcome_of(status: int) -> Outcome:
+    """An answer below 500 proves life; a 429 proves neither health nor sickness."""
+    if status >= 500:
+        return Outcome.FAILURE
+    return Outcome.IGNORED if status == 429 else Outcome.SUCCESS
+
+
+def outcome_of_error(error: HTTPRequestError) -> Outcome:
+    """No response is a failure, unless it was our doing: a bad request, a full pool, a call that ran out of time."""
+    if error._is_ours or (isinstance(error, HTTPTimeoutError) and error.phase in ("pool", "total")):
+        return Outcome.IGNORED
+    if error.transient:
+        return Outcome.FAILURE
+    unusable = isinstance(error.__cause__, NoneType | httpx.DecodingError | ResponseTooLargeError)
+    return Outcome.SUCCESS if error.may_have_run and unusable else Outcome.IGNORED  # an answer, only none to be used
+
+
+def outcome_of_body(error: Exception | None) -> Outcome:
+    if error is None:
+        return Outcome.SUCCESS
+    return outcome_of_error(error) if isinstance(error, HTTPRequestError) else Outcome.IGNORED

@@ -1,4 +1,4 @@
-"""What is done here is what httpx does, by a shorter way, where its general way can have no other effect.
+"""Shortcuts past httpx's general code, for cases in which the result is the same.
 
 Every function names the case that it is for and is compared with httpx's own result by a test.
 """

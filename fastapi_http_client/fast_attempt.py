@@ -32,12 +32,14 @@ from fastapi_http_client.failures import (
     attempt_timeout,
     failure,
     has_hung,
+    outcome_of,
+    outcome_of_error,
     total_timeout,
     without_secrets,
 )
 from fastapi_http_client.fast import NO_BODY, PlainRequest, entries
 from fastapi_http_client.models import HTTPResponse
-from fastapi_http_client.pipeline import attempt_limit, outcome_of, outcome_of_error
+from fastapi_http_client.pipeline import attempt_limit
 from fastapi_http_client.policies.circuit_breaker import Outcome
 from fastapi_http_client.policies.retry import NON_IDEMPOTENT
 from fastapi_http_client.propagation import Propagation
@@ -165,13 +167,11 @@ class FastAttempt:
                 client.server_limit.note(response)
             outcome = outcome_of(response.status_code)
         except Exception as error:
-            over = self._end_of_call(error, request, timed_out=within == of_call)
+            over = self._end_of_call(error, request, call_ends_first=within == of_call)
             if over is not None:
-                timed_out = isinstance(error, DeadlineExceededError) and not isinstance(
-                    error.__cause__, httpx.PoolTimeout
-                )
-                if timed_out and has_hung(within, of_attempt, call, error):
-                    outcome = Outcome.FAILURE
+                waited_for_pool = isinstance(error.__cause__, httpx.PoolTimeout)
+                if isinstance(error, DeadlineExceededError) and not waited_for_pool:
+                    outcome = Outcome.FAILURE if has_hung(within, of_attempt, call, error) else outcome
                 if observed is not None:
                     # As the pipeline's limits end it.
                     observed.end(error=over if isinstance(over, HTTPTimeoutError) else asyncio.CancelledError())
@@ -239,11 +239,14 @@ class FastAttempt:
         headers = [*headers, *((name.encode("ascii"), value.encode("ascii")) for name, value in context.items())]
         return encode(request.method, request.url.raw_path, headers, request.stream)
 
-    def _end_of_call(self, error: Exception, request: httpx.Request, *, timed_out: bool) -> HTTPRequestError | None:
+    def _end_of_call(
+        self, error: Exception, request: httpx.Request, *, call_ends_first: bool
+    ) -> HTTPRequestError | None:
         """The error to raise when it is not just the attempt that is over: the client was closed, or time is up."""
         if self._client.lifecycle.closed:
             return self._client.lifecycle.closed_meanwhile(may_have_run=True)
-        return total_timeout(request, error) if timed_out and isinstance(error, DeadlineExceededError) else None
+        is_late = call_ends_first and isinstance(error, DeadlineExceededError)
+        return total_timeout(request, error) if is_late else None
 
 
 def _signed(headers: list[tuple[bytes, bytes]], credential: tuple[bytes, bytes] | None) -> list[tuple[bytes, bytes]]:

@@ -13,7 +13,6 @@ import asyncio
 import functools
 from collections.abc import AsyncIterator
 from datetime import timedelta
-from types import NoneType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import httpx
@@ -22,18 +21,25 @@ from fastapi_http_client.auth import CredentialAuth
 from fastapi_http_client.call import Call, Handler, origin
 from fastapi_http_client.circuit_breaker import CircuitBreaker
 from fastapi_http_client.clock import SYSTEM_CLOCK
-from fastapi_http_client.engine.errors import ResponseTooLargeError
 from fastapi_http_client.errors import (
     AuthenticationError,
     CircuitBreakerOpenError,
     HTTPClientError,
     HTTPRequestError,
-    HTTPTimeoutError,
     RateLimitError,
     of_call,
 )
 from fastapi_http_client.exchange import Body
-from fastapi_http_client.failures import TIMER_MARGIN, attempt_timeout, described, has_hung, total_timeout
+from fastapi_http_client.failures import (
+    TIMER_MARGIN,
+    attempt_timeout,
+    described,
+    has_hung,
+    outcome_of,
+    outcome_of_body,
+    outcome_of_error,
+    total_timeout,
+)
 from fastapi_http_client.fast import wire_copy
 from fastapi_http_client.middleware import Middleware
 from fastapi_http_client.models import HTTPResponse, as_http_response
@@ -359,29 +365,6 @@ def lease(request: httpx.Request, breaker: CircuitBreaker) -> float:
 
 _WITHOUT_LIMIT = 3600.0
 """Seconds after which a probe without a limit is given up: its process may have died."""
-
-
-def outcome_of(status: int) -> Outcome:
-    """An answer below 500 proves life; a 429 proves neither health nor sickness."""
-    if status >= 500:
-        return Outcome.FAILURE
-    return Outcome.IGNORED if status == 429 else Outcome.SUCCESS
-
-
-def outcome_of_error(error: HTTPRequestError) -> Outcome:
-    """No response is a failure, unless it was our doing: a bad request, a full pool, a call that ran out of time."""
-    if error._is_ours or (isinstance(error, HTTPTimeoutError) and error.phase in ("pool", "total")):
-        return Outcome.IGNORED
-    if error.transient:
-        return Outcome.FAILURE
-    unusable = isinstance(error.__cause__, NoneType | httpx.DecodingError | ResponseTooLargeError)
-    return Outcome.SUCCESS if error.may_have_run and unusable else Outcome.IGNORED  # an answer, only none to be used
-
-
-def outcome_of_body(error: Exception | None) -> Outcome:
-    if error is None:
-        return Outcome.SUCCESS
-    return outcome_of_error(error) if isinstance(error, HTTPRequestError) else Outcome.IGNORED
 
 
 class RateLimiting:
