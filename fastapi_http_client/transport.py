@@ -35,7 +35,9 @@ def create_transport(
         raise bad_argument("AsyncHTTPClient", problem.argument, problem.message)
     if config.engine == "asyncio":
         return _engine(config, ssl_context)
-    return AutoTransport(config, ssl_context, http1=http1)
+    if config.engine == "httpcore" or config.http2 or config.proxy is not None or not http1:
+        return _httpcore(config, ssl_context, http1)
+    return AutoTransport(config, ssl_context)
 
 
 def missing_extras(config: ClientConfig) -> Iterator[Problem]:
@@ -51,29 +53,24 @@ def _is_installed(module: str) -> bool:
 
 
 class AutoTransport(httpx.AsyncBaseTransport):
-    """The engine, and httpcore2 for what it does not speak: HTTP/2, proxies, and the single request that needs it.
+    """The engine, and httpcore2 for the single request that needs it.
 
-    That is a protocol upgrade or tunnel, or one with the `trace` extension. While somebody has patched the network of
-    httpx or of httpcore, every request goes where it is caught.
+    That is a protocol upgrade or tunnel, one with the `trace` extension, and every request while the network of httpx
+    or httpcore is patched.
     """
 
-    def __init__(self, config: ClientConfig, ssl_context: ssl.SSLContext, *, http1: bool = True) -> None:
+    def __init__(self, config: ClientConfig, ssl_context: ssl.SSLContext) -> None:
         self._config = config
         self._ssl_context = ssl_context
-        self._http1 = http1
-        beyond = config.engine == "httpcore" or config.http2 or config.proxy is not None or not http1
-        self._engine = None if beyond else _engine(config, ssl_context)
+        self._engine = _engine(config, ssl_context)
         self._others: dict[str, httpx.AsyncBaseTransport] = {}
-        if beyond:
-            self._other("httpcore2")
 
     def transport_for(self, request: httpx.Request) -> httpx.AsyncBaseTransport:
         """The transport that carries this request."""
         if _httpcore_is_patched():
             return self._other("httpx")
         if (
-            self._engine is None
-            or httpx.AsyncHTTPTransport.handle_async_request is not _UNPATCHED
+            httpx.AsyncHTTPTransport.handle_async_request is not _UNPATCHED
             or request.method == "CONNECT"
             or "trace" in request.extensions
             or "upgrade" in request.headers
@@ -90,7 +87,7 @@ class AutoTransport(httpx.AsyncBaseTransport):
     def _other(self, kind: str) -> httpx.AsyncBaseTransport:
         if kind not in self._others:
             if kind == "httpcore2":
-                self._others[kind] = _httpcore(self._config, self._ssl_context, self._http1)
+                self._others[kind] = _httpcore(self._config, self._ssl_context, http1=True)
             else:
                 self._others[kind] = _plain_httpx(self._config, self._ssl_context)
         return self._others[kind]
@@ -100,8 +97,7 @@ class AutoTransport(httpx.AsyncBaseTransport):
 
     async def aclose(self) -> None:
         for transport in (self._engine, *self._others.values()):
-            if transport is not None:
-                await transport.aclose()
+            await transport.aclose()
 
 
 def engine_of(transport: httpx.AsyncBaseTransport, request: httpx.Request) -> AsyncioTransport | None:
@@ -144,7 +140,14 @@ def _httpcore(config: ClientConfig, ssl_context: ssl.SSLContext, http1: bool) ->
     to_proxy = None
     if config.proxy is not None and config.proxy.lower().startswith("https:"):
         to_proxy = ssl_context_for(config.model_copy(update={"client_cert": None, "client_key": None}))
-    return HTTPCoreTransport(config, ssl_context=ssl_context, proxy_ssl_context=to_proxy, http1=http1)
+    return HTTPCoreTransport(
+        config,
+        ssl_context=ssl_context,
+        proxy_ssl_context=to_proxy,
+        http1=http1,
+        is_caught=_httpcore_is_patched,
+        caught_by=functools.partial(_plain_httpx, config, ssl_context),
+    )
 
 
 def _plain_httpx(config: ClientConfig, ssl_context: ssl.SSLContext) -> httpx.AsyncBaseTransport:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import re
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, NoReturn
 
 import httpcore2
@@ -43,7 +43,10 @@ for _name in ("hpack", "table"):  # HTTP/2's compression, whose DEBUG lines are 
 
 
 class HTTPCoreTransport(httpx.AsyncHTTPTransport):
-    """`httpx.AsyncHTTPTransport` with httpcore2's pool in the place of httpcore's."""
+    """`httpx.AsyncHTTPTransport` with httpcore2's pool in the place of httpcore's.
+
+    While `is_caught` says that somebody has patched httpcore to catch all calls, they go over what `caught_by` makes.
+    """
 
     def __init__(
         self,
@@ -52,10 +55,26 @@ class HTTPCoreTransport(httpx.AsyncHTTPTransport):
         ssl_context: ssl.SSLContext,
         proxy_ssl_context: ssl.SSLContext | None = None,
         http1: bool = True,
+        is_caught: Callable[[], bool],
+        caught_by: Callable[[], httpx.AsyncBaseTransport],
     ) -> None:
+        self._is_caught = is_caught
+        self._caught_by = caught_by
+        self._catcher: httpx.AsyncBaseTransport | None = None
         # The base class's __init__ would build a TLS context and a pool only to have them replaced.
         proxy = None if config.proxy is None else _proxy(config.proxy, proxy_ssl_context)
         self._pool = _Pool(config, ssl_context=ssl_context, proxy=proxy, http1=http1)  # type: ignore[assignment]
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if self._is_caught():
+            self._catcher = self._catcher or self._caught_by()
+            return await self._catcher.handle_async_request(request)
+        return await super().handle_async_request(request)
+
+    async def aclose(self) -> None:
+        await super().aclose()
+        if self._catcher is not None:
+            await self._catcher.aclose()
 
 
 class _Pool:
