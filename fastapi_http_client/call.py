@@ -96,6 +96,11 @@ class Call:
         """Whether a wait of so many seconds ends before the call's limit."""
         return self.deadline is None or self.clock.monotonic() + wait < self.deadline
 
+    @property
+    def attempts_begun(self) -> int:
+        """How many there are, with the one under way, which is not in the ledger yet."""
+        return len(self.attempts) + (self.attempt_began is not None)
+
     def is_home(self, request: httpx.Request) -> bool:
         """Whether a request of the call goes to one of the client's own origins. Several may be under way at once."""
         return origin(request.url) in self.origins

@@ -38,7 +38,7 @@ from fastapi_http_client.client_options import (
     without_userinfo,
 )
 from fastapi_http_client.clock import SYSTEM_CLOCK, Clock
-from fastapi_http_client.config import UNKNOWN_OPTION, ClientConfig
+from fastapi_http_client.config import UNKNOWN_OPTION, ClientConfig, given_fields
 from fastapi_http_client.decoding import ACCEPT_ENCODING
 from fastapi_http_client.errors import HTTPRequestError, of_call
 from fastapi_http_client.exchange import Body, ExchangeStep
@@ -218,7 +218,7 @@ class AsyncHTTPClient(httpx.AsyncClient):
         auth = config_fields.get("auth")
         given = auth if isinstance(auth, httpx.Auth | tuple) or callable(auth) else None
         fields: dict[str, Any] = config_fields if given is None else {**config_fields, "auth": None}
-        config = ClientConfig(**(self.config.given_fields() | fields))
+        config = ClientConfig(**(given_fields(self.config) | fields))
         view = copy.copy(self)
         view._owner = self._owner or self
         view.config = config

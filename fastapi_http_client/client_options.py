@@ -17,7 +17,7 @@ from fastapi_http_client import transport
 from fastapi_http_client.arguments import bad_argument, refusal
 from fastapi_http_client.auth import APIKeyAuth, BasicAuth, BearerAuth
 from fastapi_http_client.circuit_breaker import CircuitBreaker
-from fastapi_http_client.config import APIKeyConfig, AuthConfig, BasicConfig, BearerConfig, ClientConfig
+from fastapi_http_client.config import APIKeyConfig, AuthConfig, BasicConfig, BearerConfig, ClientConfig, given_fields
 from fastapi_http_client.errors import ConfigurationError
 from fastapi_http_client.middleware import Middleware
 from fastapi_http_client.oauth2 import OAuth2ClientCredentials
@@ -263,7 +263,7 @@ def effective_config(
     if isinstance(options.get("verify"), ssl.SSLContext):
         over["verify_ssl"] = True  # or not: that is for the context to say
     try:
-        return ClientConfig(**(config.given_fields() | over)) if over else config
+        return ClientConfig(**(given_fields(config) | over)) if over else config
     except ConfigurationError as error:
         raise refusal("AsyncHTTPClient", *error.problems) from None
 

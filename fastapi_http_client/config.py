@@ -208,13 +208,14 @@ Text = Annotated[str, Field(min_length=1)]
 Secret = Annotated[SecretStr, AfterValidator(_secret)]
 
 
+def given_fields(model: BaseModel) -> dict[str, Any]:
+    """The fields that were set, and not left at their defaults."""
+    return {name: getattr(model, name) for name in model.model_fields_set}
+
+
 class _Model(BaseModel):
     # The schema is built with the first instance: at start-up, where it is needed, and not by every import.
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, defer_build=True)
-
-    def given_fields(self) -> dict[str, Any]:
-        """The fields that were set, and not left at their defaults."""
-        return {name: getattr(self, name) for name in self.model_fields_set}
 
     def __init__(self, **data: Any) -> None:
         try:

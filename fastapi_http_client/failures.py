@@ -205,8 +205,7 @@ def described(request: httpx.Request, what: str, *, attempt: bool = True) -> str
     who = f"{call.client_name}: " if call.client_name else ""
     line = f"{who}{request.method} {redact_url(request.url, call.secret_params)}"
     if attempt:
-        number = len(call.attempts) + (call.attempt_began is not None)  # one under way is not in the ledger yet
-        line += f", attempt {max(number, 1)}, after {call.clock.monotonic() - call.started:.2f} s"
+        line += f", attempt {max(call.attempts_begun, 1)}, after {call.clock.monotonic() - call.started:.2f} s"
     return f"{line}: {what}"
 
 

@@ -170,8 +170,9 @@ class FastAttempt:
             over = self._end_of_call(error, request, call_ends_first=within == of_call)
             if over is not None:
                 waited_for_pool = isinstance(error.__cause__, httpx.PoolTimeout)
-                if isinstance(error, DeadlineExceededError) and not waited_for_pool:
-                    outcome = Outcome.FAILURE if has_hung(within, of_attempt, call, error) else outcome
+                is_late = isinstance(error, DeadlineExceededError) and not waited_for_pool
+                if is_late and has_hung(within, of_attempt, call, error):
+                    outcome = Outcome.FAILURE
                 if observed is not None:
                     # As the pipeline's limits end it.
                     observed.end(error=over if isinstance(over, HTTPTimeoutError) else asyncio.CancelledError())

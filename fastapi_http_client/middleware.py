@@ -131,7 +131,7 @@ class LoggingMiddleware(Middleware):
                 logger.info("%s -> cancelled after %.3f s", line, took)
             raise
         took = call.clock.monotonic() - started
-        attempts = len(response.attempts) or len(call.attempts) + (call.attempt_began is not None)  # one is under way
+        attempts = len(response.attempts) or call.attempts_begun
         logger.info("%s -> %d in %.3f s, attempts: %d", line, response.status_code, took, attempts)
         if logger.isEnabledFor(logging.DEBUG):
             logger.debug("%s -> headers=%s", line, redact_headers(response.headers, hidden, call.secret_params))

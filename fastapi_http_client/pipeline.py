@@ -183,7 +183,7 @@ class UserMiddleware:
             if not hasattr(response, "_elapsed"):
                 response.elapsed = timedelta(seconds=call.clock.monotonic() - began)
             await open_ones.close()
-        elif isinstance(response.stream, httpx.AsyncByteStream) and not open_ones.hold(response):
+        elif isinstance(response.stream, httpx.AsyncByteStream) and not open_ones.holds(response):
             response.stream = _BodyOverResponses(open_ones, response.stream)
         else:
             await open_ones.close(but=response)
@@ -220,7 +220,7 @@ class _OpenResponses:
         else:
             self._responses.append((response, response.stream))
 
-    def hold(self, answer: HTTPResponse) -> bool:
+    def holds(self, answer: HTTPResponse) -> bool:
         """Whether the answer is one of them as it came, with its body in its place."""
         return any(response is answer and stream is answer.stream for response, stream in self._responses)
 

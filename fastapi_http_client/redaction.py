@@ -95,9 +95,9 @@ def _redact_links(text: str, keys: Iterable[str]) -> str:
 
 # The patterns are possessive (`*+`): a body is anybody's, and must not take longer the odder it is.
 _STRING = r'"(?:[^"\\]|\\.)*+"?'
-_JSON_STRING = rf"(?s:{_STRING})(\s*+:\s*+)?"
+_JSON_NAME = rf'(?s:"((?:[^"\\]|\\.)*+)"\s*+:\s*+|{_STRING})'  # or a value, so that no name is seen within one
 _JSON_PART = rf'(?s:{_STRING}|[^"\[\]{{}},]++|.)'
-_XML_NAME = r"<([\w:.-]++)[^<>]*+>"
+_XML_NAME = r"<([\w:.-]++)(?:[^<>/]|/(?!>))*+>"  # of an element that is not empty
 _TEXT_NAME = r"(?<![\w-])([\w-]++)[\"']?+\s*+[:=]\s*+"
 _TEXT_VALUE = rf"(?s:{_STRING})|[^&\r\n,;}}<]*+"
 
@@ -108,47 +108,29 @@ def redact_text(text: str, content_type: str) -> str:
     The text may be cut off anywhere.
     """
     if "json" in content_type:
-        return _redact_values(text, _JSON_STRING, _json_field, _end_of_json, f'"{MASK}"')
+        return _redact_values(text, _JSON_NAME, _end_of_json, f'"{MASK}"')
     if "x-www-form-urlencoded" in content_type:
         return "&".join(_redact_pair(pair, ()) for pair in text.split("&"))
     if "xml" in content_type or "html" in content_type:
-        text = _redact_values(text, _XML_NAME, _element, _end_of_element, MASK)
-    return _redact_values(text, _TEXT_NAME, _text_field, _end_of_text, MASK)
+        text = _redact_values(text, _XML_NAME, _end_of_element, MASK)
+    return _redact_values(text, _TEXT_NAME, _end_of_text, MASK)
 
 
-def _redact_values(
-    text: str,
-    names: str,
-    name_in: Callable[[re.Match[str]], str | None],
-    end_of: Callable[[str, int, str], int],
-    mask: str,
-) -> str:
-    """Mask what follows each secret name: `names` finds them, `name_in` reads them, `end_of` says how far it goes."""
+def _redact_values(text: str, names: str, end_of: Callable[[str, int, str], int], mask: str) -> str:
+    """Mask what follows each secret name: `names` finds them, `end_of` says how far it goes."""
     pattern = re.compile(names)
     parts, at = [], 0
     while found := pattern.search(text, at):
         parts.append(text[at : found.end()])
         at = found.end()
-        name = name_in(found)
+        name: str | None = found[1]
         if name is not None and is_secret(name) and at < len(text):
             parts.append(mask)
             at = end_of(text, at, name)
     return "".join([*parts, text[at:]])
 
 
-def _json_field(found: re.Match[str]) -> str | None:
-    return None if found[1] is None else found[0][1 : found.start(1) - found.start() - 1]
-
-
-def _element(found: re.Match[str]) -> str | None:
-    return None if found[0].endswith("/>") else found[1]
-
-
-def _text_field(found: re.Match[str]) -> str:
-    return found[1]
-
-
-def _end_of_json(text: str, at: int, _: str = "") -> int:
+def _end_of_json(text: str, at: int, _: str) -> int:
     """Where the JSON value ends that begins there."""
     part, depth = re.compile(_JSON_PART), 0
     while at < len(text):
@@ -169,9 +151,9 @@ def _end_of_element(text: str, at: int, name: str) -> int:
     return len(text) if found < 0 else found
 
 
-def _end_of_text(text: str, at: int, _: str) -> int:
+def _end_of_text(text: str, at: int, name: str) -> int:
     if text[at] in "[{":
-        return _end_of_json(text, at)
+        return _end_of_json(text, at, name)
     found = re.compile(_TEXT_VALUE).match(text, at)
     assert found is not None
     return found.end()

@@ -63,19 +63,20 @@ class AutoTransport(httpx.AsyncBaseTransport):
         self._config = config
         self._ssl_context = ssl_context
         self._engine = _engine(config, ssl_context)
-        self._others: dict[str, httpx.AsyncBaseTransport] = {}
+        self._httpcore: httpx.AsyncBaseTransport | None = None
 
     def transport_for(self, request: httpx.Request) -> httpx.AsyncBaseTransport:
         """The transport that carries this request."""
-        if _httpcore_is_patched():
-            return self._other("httpx")
         if (
             httpx.AsyncHTTPTransport.handle_async_request is not _UNPATCHED
+            or _httpcore_is_patched()
             or request.method == "CONNECT"
             or "trace" in request.extensions
             or "upgrade" in request.headers
         ):
-            return self._other("httpcore2")
+            if self._httpcore is None:
+                self._httpcore = _httpcore(self._config, self._ssl_context, http1=True)
+            return self._httpcore
         return self._engine
 
     def engine_for_plain(self) -> AsyncioTransport | None:
@@ -84,20 +85,13 @@ class AutoTransport(httpx.AsyncBaseTransport):
             return None
         return self._engine
 
-    def _other(self, kind: str) -> httpx.AsyncBaseTransport:
-        if kind not in self._others:
-            if kind == "httpcore2":
-                self._others[kind] = _httpcore(self._config, self._ssl_context, http1=True)
-            else:
-                self._others[kind] = _plain_httpx(self._config, self._ssl_context)
-        return self._others[kind]
-
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         return await self.transport_for(request).handle_async_request(request)
 
     async def aclose(self) -> None:
-        for transport in (self._engine, *self._others.values()):
-            await transport.aclose()
+        await self._engine.aclose()
+        if self._httpcore is not None:
+            await self._httpcore.aclose()
 
 
 def engine_of(transport: httpx.AsyncBaseTransport, request: httpx.Request) -> AsyncioTransport | None:

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 from urllib.parse import parse_qs, quote_plus
 
@@ -86,6 +86,16 @@ def client_of(
         clock=clock or FakeClock(),
         random=lambda: 0.5,
     )
+
+
+def forbidding(service: Service) -> Callable[[httpx.Request], Awaitable[httpx.Response]]:
+    """The service, with a route that takes no token."""
+
+    async def upstream(request: httpx.Request) -> httpx.Response:
+        response = await service(request)
+        return httpx.Response(401) if request.url.path == "/forbidden" else response
+
+    return upstream
 
 
 async def settle() -> None:
@@ -822,12 +832,7 @@ async def test_an_api_that_refuses_every_token_costs_one_fetch_a_second_and_not_
 
 async def test_a_route_that_refuses_every_token_costs_fewer_and_fewer_fetches_whatever_other_routes_do() -> None:
     service, clock = Service(), FakeClock(autojump=False)
-
-    async def upstream(request: httpx.Request) -> httpx.Response:
-        response = await service(request)
-        return httpx.Response(401) if request.url.path == "/forbidden" else response
-
-    client = client_of(upstream, clock=clock)
+    client = client_of(forbidding(service), clock=clock)
     asked = []
     for _ in range(120):
         for _ in range(5):
@@ -841,12 +846,7 @@ async def test_a_route_that_refuses_every_token_costs_fewer_and_fewer_fetches_wh
 
 async def test_nor_does_one_whose_bodies_cannot_be_sent_again() -> None:
     service, clock = Service(), FakeClock(autojump=False)
-
-    async def upstream(request: httpx.Request) -> httpx.Response:
-        response = await service(request)
-        return httpx.Response(401) if request.url.path == "/forbidden" else response
-
-    client = client_of(upstream, clock=clock)
+    client = client_of(forbidding(service), clock=clock)
     for _ in range(60):
         for _ in range(5):
             assert (await client.get("/")).status_code == 200
@@ -871,12 +871,7 @@ async def test_a_token_with_too_small_a_scope_is_not_renewed() -> None:
 
 async def test_while_a_rejected_token_cannot_be_replaced_the_others_go_on_with_it() -> None:
     service, clock = Service(), FakeClock(autojump=False)
-
-    async def upstream(request: httpx.Request) -> httpx.Response:
-        response = await service(request)
-        return httpx.Response(401) if request.url.path == "/forbidden" else response
-
-    client = client_of(upstream, clock=clock)
+    client = client_of(forbidding(service), clock=clock)
     await client.get("/")
     service.failures = [httpx.Response(400)] * 1000
     service.gate.clear()

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from fastapi_http_client import transport
-from fastapi_http_client.config import BearerConfig, ClientConfig, OAuth2Config
+from fastapi_http_client.config import BearerConfig, ClientConfig, OAuth2Config, given_fields
 from fastapi_http_client.errors import ConfigurationError, Problem
 from fastapi_http_client.settings.load import Settings, load_settings, located
 from fastapi_http_client.settings.sections import code_section, merge
@@ -371,7 +371,7 @@ def test_default_is_resolved_over_the_same_places(load: Load, tmp_path: Path) ->
 
 
 def test_only_fields_that_were_set_in_code_lie_over_default(load: Load) -> None:
-    code = {"github": ClientConfig(timeout=30.0).given_fields()}
+    code = {"github": given_fields(ClientConfig(timeout=30.0))}
     variables = {"HTTP_CLIENT__DEFAULT__TIMEOUT": "5", "HTTP_CLIENT__DEFAULT__RETRY_ATTEMPTS": "7"}
     assert (config(load(variables, code)).timeout, config(load(variables, code)).retry_attempts) == (30.0, 7)
 
@@ -641,7 +641,7 @@ def test_a_contradiction_with_the_default_section_says_how_to_leave_the_others_a
 
 
 def test_a_default_that_was_not_set_gives_way(load: Load) -> None:
-    settings = load({"HTTP_CLIENT__A__TOTAL_TIMEOUT": "10"}, {"a": ClientConfig(connect_timeout=2).given_fields()})
+    settings = load({"HTTP_CLIENT__A__TOTAL_TIMEOUT": "10"}, {"a": given_fields(ClientConfig(connect_timeout=2))})
     assert config(settings, "a").timeout == 10.0
 
 

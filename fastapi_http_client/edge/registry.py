@@ -17,7 +17,7 @@ from fastapi_http_client.arguments import bad_argument
 from fastapi_http_client.circuit_breaker import rules_of
 from fastapi_http_client.client import AsyncHTTPClient
 from fastapi_http_client.client_options import as_fields, option_names
-from fastapi_http_client.config import ClientConfig
+from fastapi_http_client.config import ClientConfig, given_fields
 from fastapi_http_client.edge.install import install
 from fastapi_http_client.edge.routes import STATE_KEY, client_references
 from fastapi_http_client.errors import ConfigurationError, Problem
@@ -156,7 +156,7 @@ class HTTPClients:
             question = f"; did you mean {guess}?" if guess else ""
             raise TypeError(f"HTTPClients.add() got an unexpected keyword argument {min(unknown)!r}{question}")
         fields, rest = _split(dict(options))
-        fields = {**(config.given_fields() if config else {}), **fields}
+        fields = {**(given_fields(config) if config else {}), **fields}
         if base_url:
             fields["base_url"] = base_url
         if auth is not None:

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
+from fastapi_http_client.config import given_fields
+
 ENVIRONMENT = "environment"
 SECRETS = "secrets file"
 CODE = "code"
@@ -73,8 +75,7 @@ def code_section(client: str, options: Mapping[str, Any]) -> Section:
 
     def item(value: Any, path: str) -> Setting | Section:
         if isinstance(value, BaseModel):  # a section that was validated before
-            given = {field: getattr(value, field) for field in value.model_fields_set}
-            value = {"type": getattr(value, "type", None), **given}
+            value = {"type": getattr(value, "type", None), **given_fields(value)}
         if isinstance(value, Mapping):
             return {key: item(inner, f"{path}.{key}") for key, inner in value.items()}
         return Setting(value, Source(CODE, path))
